@@ -1,0 +1,80 @@
+/*
+ * record.h: one log entry as it stands in a ring, in the memory of every replica.
+ *
+ *   [ 64-byte header | payload | tail word ] padded to a multiple of 64 bytes
+ *
+ * A record validates itself. It is the record wanted at (index, position, prev_hash) of a log only if the header says
+ * so, the checksum over header and payload is right and the tail word, which is written last, matches. Whatever does
+ * not validate is an empty slot: torn, of a previous lap, of another cluster, or left by a deposed leader behind another
+ * prefix. The chain of running hashes covers contents (index, kind, flags, origin, payload) but not ballots, so a record
+ * adopted under a new ballot keeps its hash.
+ */
+#ifndef MUSIDECAR_RECORD_H
+#define MUSIDECAR_RECORD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define RECORD_ALIGN 64u
+#define RECORD_TAIL_BYTES 8u
+
+enum record_kind {
+    RECORD_COMMAND = 1, /* client requests, to be run by the backend once committed */
+    RECORD_EFFECT = 2,  /* what they did */
+    RECORD_NOOP = 3,    /* opens a term; voids unfinished pieces of earlier terms */
+    RECORD_CONFIG = 4,  /* membership */
+    RECORD_ADMIN = 5    /* state that effects do not show */
+};
+
+enum record_flags { RECORD_MORE = 1 /* the next record of this kind continues the payload */ };
+
+struct record_origin {
+    uint32_t node;
+    uint32_t stream;
+    uint64_t sequence;
+};
+
+struct record_header { /* 64 bytes, one cache line */
+    uint64_t index;     /* absolute, from 1 */
+    uint64_t ballot;    /* term << 8 | leader id */
+    uint64_t commit;    /* all indexes <= commit are decided, as the writer knew */
+    uint64_t prev_hash; /* running hash of the log up to index - 1 */
+    uint32_t length;    /* payload bytes */
+    uint8_t kind;
+    uint8_t flags;
+    uint16_t origin_node;
+    uint32_t origin_stream;
+    uint32_t payload_crc; /* CRC32C of the payload */
+    uint64_t origin_sequence;
+    uint32_t reserved; /* zero */
+    uint32_t crc;      /* CRC32C of the header with crc = 0, seeded by payload_crc and the cluster's salt */
+};
+
+_Static_assert(sizeof(struct record_header) == 64, "a record header is one cache line");
+
+/* Bytes that a record with this payload takes in the ring, padding included. */
+static inline uint64_t record_span(uint64_t payload_bytes) {
+    uint64_t raw = sizeof(struct record_header) + payload_bytes + RECORD_TAIL_BYTES;
+    return (raw + RECORD_ALIGN - 1) & ~(uint64_t)(RECORD_ALIGN - 1);
+}
+
+/* The tail word of a record: written last, with release, after header and payload. */
+uint64_t record_tail(const struct record_header *header);
+
+/* Fills payload_crc and crc of a header whose other fields are set. */
+void record_seal(struct record_header *header, const void *payload, uint64_t salt);
+/* Sets a new ballot and commit on a sealed record (adoption) without reading the payload again. */
+void record_reballot(struct record_header *header, uint64_t ballot, uint64_t commit, uint64_t salt);
+
+/* Running hash of the log after this record. */
+uint64_t record_hash(const struct record_header *header);
+
+/* Does the slot at `slot` (header, payload, tail; `room` readable bytes) hold the record wanted? */
+bool record_valid(const void *slot, uint64_t room, uint64_t index, uint64_t prev_hash, uint64_t salt);
+
+static inline const uint8_t *record_payload(const struct record_header *header) {
+    return (const uint8_t *)(header + 1);
+}
+
+#endif

@@ -1,0 +1,84 @@
+/*
+ * engine.h: one node's data plane: the loop between clients, log, backend and the other nodes. One thread runs it;
+ * what the control plane may call from other threads says so. The backend is a Redis here; protocol.h is what differs.
+ */
+#ifndef MUSIDECAR_ENGINE_H
+#define MUSIDECAR_ENGINE_H
+
+#include "core/replica.h"
+#include "fabric/shm.h"
+#include "protocols/redis/commands.h"
+
+struct engine_config {
+    struct replica_config replica;
+    uint32_t tick_busy_us, tick_idle_us;   /* tick while requests flow, and when idle */
+    uint32_t backend_timeout_us;           /* a backend silent for this long makes its node step down */
+    uint32_t takeover_timeout_us;          /* a take-over not done by then is given up */
+    uint32_t feed_delay_us;                /* followers feed their backend at least this often */
+    uint32_t databases;                    /* of the backend */
+    uint32_t clients_max;
+    uint64_t client_input_bytes_max;       /* one request of a client (query buffer limit) */
+    uint64_t client_output_bytes_max;      /* replies a client may leave unread before it is no longer read from */
+    uint64_t bulk_bytes_max;               /* proto-max-bulk-len */
+    char backend_path[108];                /* Unix socket of the backend; "" = TCP below */
+    char backend_host[64];
+    uint32_t backend_port;
+    char backend_user[64], backend_password[256]; /* "" = none */
+    char feed_token[65];                   /* the backend presents it (masterauth) when it asks for its feed */
+    uint32_t feed_port;                    /* loopback TCP port of engine_listen_feed()'s socket */
+    uint32_t password_needed;              /* the backend's default user has a password: clients must AUTH */
+    uint32_t seed;                         /* 1: this node's backend holds the data the cluster starts with */
+    int32_t pids[FABRIC_NODES_MAX];        /* the nodes' processes, for "is it stopped?" on one host; 0 = not here */
+};
+
+struct engine;
+/* NULL with a reason in `why`. Takes nothing over: fabric and command table outlive the engine. */
+struct engine *engine_new(const struct engine_config *config, struct shm *shm, const struct command_table *commands,
+                          char *why, uint32_t why_bytes);
+void engine_free(struct engine *e);
+
+/* Before engine_run() or from any thread: listening sockets (non-blocking, taken over). */
+int engine_listen(struct engine *e, int fd);
+int engine_listen_feed(struct engine *e, int fd);
+/* An authenticated stream to a peer's engine (taken over). */
+int engine_add_link(struct engine *e, uint32_t peer, int fd);
+/* Runs until engine_stop(). 0, or -1 with the reason as last event. Enters the fabric (shm_enter) itself. */
+int engine_run(struct engine *e);
+void engine_stop(struct engine *e); /* any thread, also a signal handler */
+
+/* ---- what the engine tells the control plane (any one thread) --------------------------------------------------- */
+enum engine_event_kind {
+    ENGINE_LOG = 1,          /* text: a line for the log; a: level (10 debug, 20 info, 30 warning, 40 error) */
+    ENGINE_ROLE = 2,         /* a: enum replica_role, b: term */
+    ENGINE_SERVING = 3,      /* a: 1 this node answers clients (as leader or through the leader), 0 not */
+    ENGINE_WANT_RDB = 4,     /* fetch an RDB of the backend's data whose replication offset is >= a from another node and
+                                give it to engine_install_rdb() with number b; told again when it is needed again */
+    ENGINE_FATAL = 5         /* text: the node cannot go on */
+};
+struct engine_event { uint32_t kind; uint32_t level; uint64_t a, b; char text[232]; };
+int engine_event_fd(const struct engine *e); /* readable when events wait */
+bool engine_next_event(struct engine *e, struct engine_event *out);
+/* Any thread. fd: an RDB file, read from its start (taken over); number: of the request it answers. */
+int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset, uint64_t number);
+/* Any thread: the fetch asked for with this number failed; the engine asks again after a pause. */
+int engine_rdb_failed(struct engine *e, uint64_t number);
+
+/* ---- looking at it (any thread) --------------------------------------------------------------------------------- */
+struct engine_status {
+    uint32_t role, leader, serving, eligible, damage, alive, confirmed, backend_state; /* enum backend_state */
+    uint64_t term, commit, applied, last, log_hash, hash_index; /* log_hash: running hash after hash_index */
+    uint64_t backend_offset;   /* replication offset the backend is known to have applied or produced */
+    uint64_t clients, requests, reads, writes, records, effects, effect_bytes, batches, probes, forwarded, rerun;
+    uint64_t takeovers, stepdowns, closed_unknown, free_bytes, uncovered_commands, uncovered_bytes;
+    struct replica_takeover takeover;
+    uint64_t takeover_fed_us, takeover_promoted_us, takeover_attached_us, takeover_served_us;
+};
+enum backend_state { BACKEND_DOWN = 0, BACKEND_DIRTY = 1, BACKEND_SYNCING = 2, BACKEND_FED = 3, BACKEND_PROMOTING = 4, BACKEND_LEADS = 5 };
+void engine_status(struct engine *e, struct engine_status *out);
+
+/* Log-linear histograms: 16 steps an octave, nanoseconds. */
+enum engine_stage { STAGE_COMMIT = 0, STAGE_BACKEND = 1, STAGE_EFFECT = 2, STAGE_REQUEST = 3, STAGES = 4 };
+struct engine_percentiles { uint64_t count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns; };
+void engine_stage(struct engine *e, enum engine_stage stage, struct engine_percentiles *out);
+
+#endif

@@ -1,0 +1,64 @@
+/*
+ * commands.h: what to do with each command. The table is filled at start from the backend's own COMMAND reply and a
+ * short reviewed list of overrides (commands.py); here it is only looked up.
+ */
+#ifndef MUSIDECAR_REDIS_COMMANDS_H
+#define MUSIDECAR_REDIS_COMMANDS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "protocols/redis/resp.h"
+
+/* How a command travels (design.md section 7, design-redis.md R4). */
+enum command_way {
+    WAY_READ = 1,    /* shared connection, not logged */
+    WAY_WRITE = 2,   /* logged, then shared connection */
+    WAY_SESSION = 3, /* answered or prepared by the session layer: see enum command_action */
+    WAY_ADMIN = 4,   /* runs on the admin connection (SCRIPT KILL, FUNCTION KILL) */
+    WAY_LATER = 5,   /* needs an own connection: "not supported yet" error */
+    WAY_REFUSE = 6   /* refused for good: would take the backend out of the cluster's hands */
+};
+
+enum command_action {
+    ACTION_NONE = 0, ACTION_SELECT, ACTION_HELLO, ACTION_AUTH, ACTION_MULTI, ACTION_EXEC, ACTION_DISCARD, ACTION_UNWATCH,
+    ACTION_QUIT, ACTION_RESET, ACTION_WAIT, ACTION_CLIENT, ACTION_READONLY /* and READWRITE */, ACTION_ASKING,
+    ACTION_EVAL,          /* WAY_WRITE or WAY_READ (_RO) whose argument 1 is a script body */
+    ACTION_SCRIPT_LOAD,   /* WAY_WRITE, and the body travels in an ADMIN record */
+    ACTION_SCRIPT_FLUSH,
+    ACTION_IF_BLOCK,      /* XREAD, XREADGROUP: WAY_LATER if a BLOCK option is given */
+    ACTION_CONFIG_SET,    /* allow-list of parameters */
+    ACTION_ACL_CHANGE,
+    ACTION_INFO           /* to the backend, and the sidecar adds a section of its own */
+};
+
+struct command_info {
+    char name[32];       /* lower case, "config|set" for sub-commands */
+    int32_t arity;       /* as COMMAND gives it: negative = at least */
+    uint8_t way;         /* enum command_way */
+    uint8_t action;      /* enum command_action */
+    bool is_container;   /* has sub-commands: look up again with argument 1 */
+    bool in_multi;       /* may be queued in a transaction that travels on the shared connection */
+    bool no_auth;        /* allowed before AUTH */
+    bool blocking;       /* blocks outside MULTI */
+};
+
+struct command_table;
+struct command_table *command_table_new(uint32_t capacity);
+void command_table_free(struct command_table *t);
+/* 0, or -1 when full or the name is too long. Adding a name again replaces it. */
+int command_table_add(struct command_table *t, const struct command_info *info);
+
+enum command_verdict { COMMAND_OK = 0, COMMAND_UNKNOWN = 1, COMMAND_UNKNOWN_SUB = 2, COMMAND_ARITY = 3 };
+/* Looks a request up by its first arguments (case-insensitive; sub-command where there is one). *info is set on OK and
+ * ARITY. */
+enum command_verdict command_lookup(const struct command_table *t, const struct resp_request *request,
+                                    const uint8_t *bytes, const struct command_info **info);
+/* Redis's own error line for a verdict other than OK, e.g.
+ *   -ERR unknown command 'foo', with args beginning with: 'a' 'b' \r\n
+ *   -ERR wrong number of arguments for 'get' command\r\n
+ *   -ERR unknown subcommand 'foo'. Try CONFIG HELP.\r\n      (7.0.15's texts, its truncation rules included)
+ * Returns its length (at most `room`). */
+size_t command_error(enum command_verdict verdict, const struct command_info *info, const struct resp_request *request,
+                     const uint8_t *bytes, char *out, size_t room);
+
+#endif
