@@ -1,0 +1,1 @@
+"""One folder per backend: its framing in C and its driver in Python."""
