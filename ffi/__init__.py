@@ -1,4 +1,4 @@
-"""The data plane, written in C and bound with cffi: `from musidecar._ffi import ffi, lib`. The contract is cdef.txt."""
+"""The data plane, in C, bound with cffi: `from musidecar._ffi import ffi, lib`. Contract: cdef.txt."""
 
 from musidecar._ffi._core import ffi, lib
 

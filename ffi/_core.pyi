@@ -1,4 +1,4 @@
-"""Types of the compiled module. Its functions are declared in cdef.txt; cffi checks their arguments at run time."""
+"""Types of the compiled module. cdef.txt declares its functions; cffi checks their arguments at run time."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Builds the extension module `musidecar._ffi._core` (cffi, API mode) from every C file of ffi/ and protocols/.
+"""Builds the extension `musidecar._ffi._core` (cffi, API mode) from every C file of ffi/ and protocols/.
 
-What Python can see is `cdef.txt`: the reviewed contract. A line `// include "core/replica.h"` there says which header a
-section's declarations come from. Test drivers and fuzz mains live under tests/ and are no part of the module.
+What Python can see is `cdef.txt`: the reviewed contract. A line `// include "core/replica.h"` there says
+which header a section's declarations come from. Test drivers and fuzz mains live under tests/, not in it.
 Paths are relative to the root of the source tree, where setuptools runs.
 """
 
