@@ -25,10 +25,11 @@ enum command_action {
     ACTION_EVAL,          /* WAY_WRITE or WAY_READ (_RO) whose argument 1 is a script body */
     ACTION_SCRIPT_LOAD,   /* WAY_WRITE, and the body travels in an ADMIN record */
     ACTION_SCRIPT_FLUSH,
-    ACTION_IF_BLOCK,      /* XREAD, XREADGROUP: WAY_LATER if a BLOCK option is given */
+    ACTION_IF_BLOCK,      /* XREAD, XREADGROUP: WAY_LATER outside MULTI if command_blocks() */
     ACTION_CONFIG_SET,    /* allow-list of parameters */
     ACTION_ACL_CHANGE,
-    ACTION_INFO           /* to the backend, and the sidecar adds a section of its own */
+    ACTION_INFO,          /* to the backend, and the sidecar adds a section of its own */
+    ACTION_CLOSE          /* WAY_REFUSE without a word: "POST" and "Host:" come from a browser that was tricked */
 };
 
 struct command_info {
@@ -39,7 +40,7 @@ struct command_info {
     bool is_container;   /* has sub-commands: look up again with argument 1 */
     bool in_multi;       /* may be queued in a transaction that travels on the shared connection */
     bool no_auth;        /* allowed before AUTH */
-    bool blocking;       /* blocks outside MULTI */
+    bool blocking;       /* blocks outside MULTI, whatever its arguments (so not XREAD: ACTION_IF_BLOCK) */
 };
 
 struct command_table;
@@ -53,6 +54,13 @@ enum command_verdict { COMMAND_OK = 0, COMMAND_UNKNOWN = 1, COMMAND_UNKNOWN_SUB 
  * ARITY. */
 enum command_verdict command_lookup(const struct command_table *t, const struct resp_request *request,
                                     const uint8_t *bytes, const struct command_info **info);
+/* The same for the sub-command of a command that is not looked up as a container (CLIENT): `container` is what
+ * command_lookup() gave. With a single argument: COMMAND_OK and the container itself. */
+enum command_verdict command_lookup_sub(const struct command_table *t, const struct command_info *container,
+                                        const struct resp_request *request, const uint8_t *bytes,
+                                        const struct command_info **info);
+/* XREAD, XREADGROUP: is a BLOCK option given? Reads the options as Redis does, O(length of the options). */
+bool command_blocks(const struct resp_request *request, const uint8_t *bytes);
 /* Redis's own error line for a verdict other than OK, e.g.
  *   -ERR unknown command 'foo', with args beginning with: 'a' 'b' \r\n
  *   -ERR wrong number of arguments for 'get' command\r\n

@@ -4,9 +4,12 @@
  * Requests: resp_request_feed() is given all bytes of a client that are not yet consumed, always starting at the same
  * request, and says whether that request is whole. State is kept between calls, so that a request of n bytes that comes
  * in many parts costs O(n). Limits and error texts are those of redis-server 7.0 (networking.c: processMultibulkBuffer,
- * processInlineBuffer): after an error Redis answers it and closes the connection.
+ * processInlineBuffer): after an error Redis answers it and closes the connection. Its quirks are kept too, because two
+ * parsers that disagree on where a request ends let a client smuggle one: the byte after the '\r' of a length and the two
+ * bytes after a bulk may be anything, and a NUL hides the end of its line, so that such a line never ends.
  *
- * Replies: resp_reply_feed() consumes bytes as they come and says where the reply ends; nothing has to be buffered.
+ * Replies: resp_reply_feed() consumes bytes as they come and says where the reply ends; nothing has to be buffered, and
+ * elements may be nested to any depth (a script can return thousands of levels).
  */
 #ifndef MUSIDECAR_RESP_H
 #define MUSIDECAR_RESP_H
@@ -25,11 +28,13 @@ struct resp_request {
     size_t length;             /* bytes of the whole request, once DONE or EMPTY */
     uint64_t argc;             /* arguments, command name included */
     bool is_inline;            /* to be rewritten by resp_request_normalise() before it goes anywhere */
-    struct resp_argument arguments[RESP_ARGUMENTS_KEPT]; /* the first of them */
-    const char *error;         /* after RESP_BAD: the text without "-ERR ", e.g. "Protocol error: invalid bulk length" */
+    struct resp_argument arguments[RESP_ARGUMENTS_KEPT]; /* the first of them; of an inline request still in their quotes */
+    const char *error;         /* after RESP_BAD: the text without "-ERR ", e.g. "Protocol error: invalid bulk length";
+                                  "": Redis closes without a word (request_bytes_max) */
     char error_text[64];
     /* progress */
-    size_t scanned;
+    size_t scanned;            /* start of the line or bulk being read */
+    size_t searched;           /* no end of line before this */
     uint64_t left;
     uint64_t bulk_left;
     uint32_t stage;
@@ -37,8 +42,8 @@ struct resp_request {
 
 struct resp_limits {
     uint64_t bulk_bytes_max;    /* proto-max-bulk-len, 512 MB */
-    uint64_t request_bytes_max; /* everything of one request together (client-query-buffer-limit, 1 GB) */
-    uint64_t inline_bytes_max;  /* 64 KB */
+    uint64_t request_bytes_max; /* everything of one request together (client-query-buffer-limit, 1 GB); < 4 GiB */
+    uint64_t inline_bytes_max;  /* 64 KB: of an inline request, and of a line with a length */
     bool authenticated;         /* before AUTH Redis allows 10 arguments and 16 KB bulks */
 };
 
@@ -47,22 +52,24 @@ enum resp_status resp_request_feed(struct resp_request *request, const uint8_t *
                                    const struct resp_limits *limits);
 /* The i-th argument of a whole request, any i < argc: found by walking when i >= RESP_ARGUMENTS_KEPT. */
 struct resp_argument resp_request_argument(const struct resp_request *request, const uint8_t *bytes, uint64_t i);
+/* The argument behind `before`, which must not be the last: looking at all arguments of a request is O(length) so. */
+struct resp_argument resp_request_next(const struct resp_request *request, const uint8_t *bytes, struct resp_argument before);
 /* Bytes that the request takes as an array of bulk strings, and the writing of it (quotes of inline requests resolved). */
 size_t resp_request_normalised_bytes(const struct resp_request *request, const uint8_t *bytes);
 size_t resp_request_normalise(const struct resp_request *request, const uint8_t *bytes, uint8_t *out);
 
-#define RESP_DEPTH_MAX 32u
 struct resp_reply {
     uint8_t type;         /* first byte of the outermost element ('|' attributes are skipped: the element behind them) */
     bool is_push;         /* outermost type is '>' */
     bool is_null;         /* "$-1", "*-1" or "_" outermost */
     /* progress */
-    uint32_t depth;
-    uint64_t left[RESP_DEPTH_MAX];
-    uint64_t bulk_left;
-    char line[32];
-    uint32_t line_length;
+    uint8_t element;      /* first byte of the element being read */
+    bool outermost;       /* it is the outermost one */
     uint32_t stage;
+    uint64_t pending;     /* elements still to come, at all levels together */
+    uint64_t bulk_left;
+    uint32_t line_length;
+    char line[32];
 };
 
 void resp_reply_reset(struct resp_reply *reply);
