@@ -1,0 +1,1 @@
+"""The measurements behind `musidecar bench` and `make bench`: paired, with real processes, printed as tables."""

@@ -1,0 +1,282 @@
+/*
+ * load.c: the load generator of `musidecar bench proxy`: one thread, epoll, N connections that each keep one batch of P
+ * requests under way, SET or GET of random keys, optionally a WAIT after each SET (the pair counts as one). The same
+ * program drives every contestant, so that a ratio compares servers and not generators. Latency is that of a batch: from
+ * handing it to the kernel to the last byte of its last reply. Built with gcc when needed; not part of the extension.
+ *
+ * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED]
+ * Writes one line of JSON. Exit 1 when a connection broke or an error was answered (the line says which).
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { REPLY_ROOM = 1 << 17, REQUEST_BYTES_MAX = 160, VALUE_BYTES_MAX = 65536, CONNECTIONS_MAX = 4096,
+       HISTOGRAM_STEPS = 16, HISTOGRAM_SLOTS = 64 * HISTOGRAM_STEPS };
+
+enum mode { MODE_SET, MODE_GET, MODE_FILL };
+
+struct load {
+    const char *host;
+    int port, connections, pipeline, value_bytes, wait_replicas;
+    double seconds, warm_seconds;
+    enum mode mode;
+    uint64_t keys, seed, filled;
+    char *value;
+};
+
+struct connection {
+    int fd;
+    char *out;
+    size_t out_bytes, out_sent;
+    char in[REPLY_ROOM];
+    size_t in_bytes;
+    uint64_t skip; /* bytes of a bulk reply still to come */
+    int replies_due;
+    uint64_t sent_ns;
+};
+
+static uint64_t histogram[HISTOGRAM_SLOTS];
+static uint64_t done, done_batches, errors;
+static char first_error[120];
+
+static void fail(const char *what)
+{
+    printf("{\"error\":\"%s: %s\"}\n", what, strerror(errno));
+    exit(1);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t random_next(struct load *l) /* xorshift64* */
+{
+    l->seed ^= l->seed >> 12;
+    l->seed ^= l->seed << 25;
+    l->seed ^= l->seed >> 27;
+    return l->seed * 2685821657736338717u;
+}
+
+/* Log-linear: HISTOGRAM_STEPS slots an octave, so a percentile is right to within 1/16. */
+static unsigned slot_of(uint64_t ns)
+{
+    if (ns < HISTOGRAM_STEPS)
+        return (unsigned)ns;
+    unsigned octave = 63u - (unsigned)__builtin_clzll(ns);
+    return (octave - 3) * HISTOGRAM_STEPS + (unsigned)((ns >> (octave - 4)) & (HISTOGRAM_STEPS - 1));
+}
+
+static uint64_t slot_value(unsigned slot)
+{
+    if (slot < HISTOGRAM_STEPS)
+        return slot;
+    unsigned octave = slot / HISTOGRAM_STEPS + 3;
+    return ((uint64_t)HISTOGRAM_STEPS + slot % HISTOGRAM_STEPS) << (octave - 4);
+}
+
+static double percentile_us(double share)
+{
+    uint64_t seen = 0, wanted = (uint64_t)((double)done_batches * share);
+    for (unsigned i = 0; i < HISTOGRAM_SLOTS; i++) {
+        seen += histogram[i];
+        if (seen > wanted)
+            return (double)slot_value(i) / 1e3;
+    }
+    return 0;
+}
+
+static size_t put_request(struct load *l, char *out)
+{
+    uint64_t key = l->mode == MODE_FILL ? l->filled++ % l->keys : random_next(l) % l->keys;
+    if (l->mode == MODE_GET)
+        return (size_t)sprintf(out, "*2\r\n$3\r\nGET\r\n$16\r\nkey:%012llu\r\n", (unsigned long long)key);
+    size_t n = (size_t)sprintf(out, "*3\r\n$3\r\nSET\r\n$16\r\nkey:%012llu\r\n$%d\r\n", (unsigned long long)key,
+                               l->value_bytes);
+    memcpy(out + n, l->value, (size_t)l->value_bytes);
+    n += (size_t)l->value_bytes;
+    memcpy(out + n, "\r\n", 2);
+    n += 2;
+    if (l->wait_replicas)
+        n += (size_t)sprintf(out + n, "*3\r\n$4\r\nWAIT\r\n$1\r\n%d\r\n$1\r\n0\r\n", l->wait_replicas);
+    return n;
+}
+
+static void watch(int epoll, struct connection *c, uint32_t events, int how)
+{
+    struct epoll_event event = { .events = events, .data.ptr = c };
+    if (epoll_ctl(epoll, how, c->fd, &event))
+        fail("epoll_ctl");
+}
+
+static void flush_batch(int epoll, struct connection *c)
+{
+    while (c->out_sent < c->out_bytes) {
+        ssize_t n = send(c->fd, c->out + c->out_sent, c->out_bytes - c->out_sent, MSG_NOSIGNAL);
+        if (n < 0 && errno == EAGAIN) {
+            watch(epoll, c, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+            return;
+        }
+        if (n < 0)
+            fail("send");
+        c->out_sent += (size_t)n;
+    }
+}
+
+static void start_batch(struct load *l, int epoll, struct connection *c)
+{
+    c->out_bytes = c->out_sent = 0;
+    for (int i = 0; i < l->pipeline; i++)
+        c->out_bytes += put_request(l, c->out + c->out_bytes);
+    c->replies_due = l->pipeline * (l->wait_replicas ? 2 : 1);
+    c->sent_ns = now_ns();
+    flush_batch(epoll, c);
+}
+
+static void note_error(const char *line, size_t bytes)
+{
+    if (!errors++) {
+        size_t n = bytes < sizeof first_error ? bytes : sizeof first_error - 1;
+        for (size_t i = 0; i < n; i++)
+            first_error[i] = line[i] == '"' || line[i] == '\\' || (unsigned char)line[i] < 32 ? ' ' : line[i];
+    }
+}
+
+/* Counts whole replies at the front of c->in; what is incomplete stays. Only + - : $ _ occur as answers here. */
+static void take_replies(struct connection *c)
+{
+    size_t at = 0;
+    for (;;) {
+        if (c->skip) {
+            size_t n = c->in_bytes - at < c->skip ? c->in_bytes - at : c->skip;
+            at += n;
+            c->skip -= n;
+            if (c->skip)
+                break;
+            c->replies_due--;
+        }
+        char *end = at < c->in_bytes ? memchr(c->in + at, '\n', c->in_bytes - at) : NULL;
+        if (!end)
+            break;
+        char kind = c->in[at];
+        long long length = kind == '$' ? strtoll(c->in + at + 1, NULL, 10) : -1;
+        if (kind == '-')
+            note_error(c->in + at, (size_t)(end - (c->in + at)) - 1);
+        at = (size_t)(end - c->in) + 1;
+        if (kind == '$' && length >= 0)
+            c->skip = (uint64_t)length + 2;
+        else
+            c->replies_due--;
+    }
+    memmove(c->in, c->in + at, c->in_bytes - at);
+    c->in_bytes -= at;
+}
+
+/* True when a batch is complete. */
+static bool read_replies(struct connection *c)
+{
+    ssize_t n = recv(c->fd, c->in + c->in_bytes, REPLY_ROOM - c->in_bytes, 0);
+    if (n < 0 && errno == EAGAIN)
+        return false;
+    if (n <= 0)
+        fail(n ? "recv" : "connection closed");
+    c->in_bytes += (size_t)n;
+    take_replies(c);
+    return c->replies_due == 0;
+}
+
+static void open_connection(struct load *l, struct connection *c)
+{
+    struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)l->port) };
+    int one = 1;
+    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (c->fd < 0 || inet_pton(AF_INET, l->host, &to.sin_addr) != 1)
+        fail("address");
+    if (connect(c->fd, (struct sockaddr *)&to, sizeof to))
+        fail("connect");
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    size_t each = REQUEST_BYTES_MAX + (size_t)l->value_bytes;
+    c->out = malloc(each * (size_t)l->pipeline);
+    if (!c->out)
+        fail("memory");
+}
+
+static void serve(struct load *l, int epoll, struct connection *c, uint32_t events, uint64_t warm_ns)
+{
+    if (events & EPOLLOUT) {
+        watch(epoll, c, EPOLLIN, EPOLL_CTL_MOD);
+        flush_batch(epoll, c);
+    }
+    if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR)) || !read_replies(c))
+        return;
+    uint64_t now = now_ns();
+    if (now >= warm_ns) {
+        histogram[slot_of(now - c->sent_ns)]++;
+        done_batches++;
+        done += (uint64_t)l->pipeline;
+    }
+    start_batch(l, epoll, c);
+}
+
+static void run(struct load *l, struct connection *all)
+{
+    int epoll = epoll_create1(0);
+    struct epoll_event events[256];
+    for (int i = 0; i < l->connections; i++) {
+        open_connection(l, &all[i]);
+        watch(epoll, &all[i], EPOLLIN, EPOLL_CTL_ADD);
+    }
+    uint64_t warm_ns = now_ns() + (uint64_t)(l->warm_seconds * 1e9);
+    uint64_t end_ns = warm_ns + (uint64_t)(l->seconds * 1e9);
+    for (int i = 0; i < l->connections; i++)
+        start_batch(l, epoll, &all[i]);
+    uint64_t now = 0;
+    while ((now = now_ns()) < end_ns && (l->mode != MODE_FILL || done < l->keys)) {
+        int n = epoll_wait(epoll, events, 256, 100);
+        for (int i = 0; i < n; i++)
+            serve(l, epoll, events[i].data.ptr, events[i].events, warm_ns);
+    }
+    double seconds = (double)(now - warm_ns) / 1e9;
+    printf("{\"ops\":%llu,\"seconds\":%.6f,\"rps\":%.1f,\"p50_us\":%.2f,\"p99_us\":%.2f,\"max_us\":%.2f,"
+           "\"errors\":%llu,\"first_error\":\"%s\"}\n", (unsigned long long)done, seconds, (double)done / seconds,
+           percentile_us(0.50), percentile_us(0.99), percentile_us(1 - 1e-9), (unsigned long long)errors, first_error);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 11) {
+        fprintf(stderr, "usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS "
+                        "WAIT_REPLICAS WARM_SECONDS [SEED]\n");
+        return 2;
+    }
+    struct load l = { .host = argv[1], .port = atoi(argv[2]), .connections = atoi(argv[3]), .pipeline = atoi(argv[4]),
+                      .seconds = atof(argv[5]), .value_bytes = atoi(argv[7]), .keys = strtoull(argv[8], NULL, 10),
+                      .wait_replicas = atoi(argv[9]), .warm_seconds = atof(argv[10]),
+                      .seed = argc > 11 ? strtoull(argv[11], NULL, 10) | 1 : now_ns() | 1 };
+    l.mode = !strcmp(argv[6], "get") ? MODE_GET : !strcmp(argv[6], "fill") ? MODE_FILL : MODE_SET;
+    if (l.connections < 1 || l.connections > CONNECTIONS_MAX || l.pipeline < 1 || l.pipeline > 100000 || !l.keys ||
+        l.value_bytes < 0 || l.value_bytes > VALUE_BYTES_MAX || l.wait_replicas < 0 || l.wait_replicas > 9) {
+        fprintf(stderr, "load: an argument is out of range\n");
+        return 2;
+    }
+    struct connection *all = calloc((size_t)l.connections, sizeof *all);
+    l.value = malloc((size_t)l.value_bytes + 1);
+    if (!all || !l.value)
+        fail("memory");
+    memset(l.value, 'x', (size_t)l.value_bytes);
+    run(&l, all);
+    return errors ? 1 : 0;
+}
