@@ -1,8 +1,6 @@
-"""Types of the compiled module. cdef.txt declares its functions; cffi checks their arguments at run time."""
+"""Types of the compiled module. cdef.txt declares its functions and structures; cffi checks them at run time."""
 
 from typing import Any
 
-from cffi import FFI
-
-ffi: FFI
+ffi: Any
 lib: Any

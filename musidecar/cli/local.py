@@ -1,0 +1,44 @@
+"""`musidecar local`: a cluster on this host, in the foreground."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from musidecar.cli import options
+
+
+@click.command("local")
+@options.backend
+@click.option("--nodes", type=int, default=3, show_default=True, help="3 or 5.")
+@click.option("--port", type=int, default=7000, show_default=True, help="Node i listens on PORT + i - 1.")
+@click.option("--dir", "folder", type=options.PATH, metavar="DIR", help="Where it lives: a new or empty folder.")
+@click.option("--fabric", default="shm", show_default=True, metavar="NAME", help="What carries the log.")
+@click.option("--binary", default="redis-server", show_default=True, metavar="PATH", help="The server to start.")
+@click.option("--restart", is_flag=True, help="Start a node that died again.")
+@click.option("--log-json", is_flag=True, help="Log lines as JSON.")
+def verb(
+    backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str, restart: bool, log_json: bool
+) -> None:
+    """A cluster on this host, in the foreground.
+
+    Prints a line that starts with "ready" when every node answers clients. SIGTERM and Ctrl-C end every node and every
+    server behind it. DIR then holds cluster.toml and a log for each node.
+    """
+    from musidecar import local
+    from musidecar.directory import default_directory
+
+    cluster = local.Local(
+        folder or default_directory(),
+        nodes=nodes,
+        port=port,
+        backend=backend,
+        fabric=fabric,
+        binary=binary,
+        options=("--log-json",) if log_json else (),
+    )
+    try:
+        sys.exit(local.run(cluster, restart=restart))
+    except local.NotReady as error:
+        click.echo(f"musidecar: {error}", err=True)
+        sys.exit(1)

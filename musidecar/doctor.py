@@ -1,0 +1,295 @@
+"""Checks whether this host is fit for a cluster. Nothing is changed; every finding says what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musidecar.config import Backend, Cluster, ConfigError, Limits, Node
+
+if TYPE_CHECKING:
+    import redis
+
+REDIS_OLDEST = (6, 2)
+REDIS_TESTED = (7, 0)
+FILES_SPARE = 64  # descriptors of a node that are not clients
+BACKEND_ANSWER_S = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. verdict: "ok", "note" (works, but look), or "bad" (stands in the way)."""
+
+    name: str
+    verdict: str
+    text: str
+    remedy: str = ""
+
+
+def check_host(port: int, nodes: int) -> list[Check]:
+    """What `musidecar local --port PORT --nodes N` needs."""
+    checks = [*_system(Limits(), nodes), _redis_server("redis-server")]
+    checks += [_port_free(f"127.0.0.1:{port + i}", "choose other ports with --port") for i in range(nodes)]
+    return checks
+
+
+def check_cluster(config: Cluster) -> list[Check]:
+    """What the nodes of a configuration need, and what will be changed on the servers they attach to."""
+    checks = [Check("configuration", "ok", str(config.path)), _secret(config), _directory(config)]
+    checks += _system(config.limits, len(config.nodes))
+    for node in config.nodes:
+        checks.append(_node_port(config, node))
+        checks += _backend(config, node)
+    return checks
+
+
+def report(checks: list[Check]) -> bool:
+    """Print the findings, one a line. True when nothing stands in the way."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    colours = {"ok": "green", "note": "yellow", "bad": "bold red"}
+    for check in checks:
+        line = Text.assemble((f"{check.verdict:<5}", colours[check.verdict]), f"{check.name}: {check.text}")
+        console.print(line)
+        if check.remedy:
+            console.print(Text(f"     → {check.remedy}"))
+    bad = sum(check.verdict == "bad" for check in checks)
+    console.print(Text("This host is fit." if not bad else f"{bad} in the way.", style="bold"))
+    return not bad
+
+
+# ---- the host ----------------------------------------------------------------------------------------------------
+
+
+def _system(limits: Limits, nodes: int) -> Iterator[Check]:
+    yield Check("system", "ok", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs")
+    yield _shared_memory()
+    yield _fence()
+    yield _memory(limits, nodes)
+    yield _open_files(limits)
+    yield from _kernel_settings()
+
+
+def _shared_memory() -> Check:
+    try:
+        os.close(os.memfd_create("musidecar-doctor", os.MFD_CLOEXEC))
+    except OSError as error:
+        return Check("shared memory", "bad", f"memfd_create: {error.strerror}", "allow memfd_create in this container")
+    return Check("shared memory", "ok", "memfd works")
+
+
+def _fence() -> Check:
+    """How a writer that is stopped in the middle of a write is kept from finishing it."""
+    name = "fence"
+    try:
+        from musidecar._ffi import ffi, lib
+
+        check = lib.shm_fence_check
+    except (ImportError, AttributeError) as error:
+        return Check(name, "bad", f"the C part is not there: {error}", "install musidecar again")
+    why: Any = ffi.new("char[256]")
+    if check(why, 256):
+        return Check(name, "ok", "userfaultfd write protection")
+    reason = bytes(ffi.buffer(why)).split(b"\0", 1)[0].decode(errors="replace")
+    return Check(
+        name,
+        "note",
+        f"userfaultfd is not usable here ({reason}): a writer stopped in mid-write is killed instead",
+        "allow userfaultfd in the container's seccomp profile, or: sysctl vm.unprivileged_userfaultfd=1",
+    )
+
+
+def _memory(limits: Limits, nodes: int) -> Check:
+    rings = nodes * limits.ring_bytes
+    available = _meminfo_bytes("MemAvailable")
+    text = f"{rings >> 20} MiB for {nodes} logs, {available >> 20} MiB available; the data is held {nodes} times"
+    if available < 2 * rings:
+        return Check("memory", "bad", text, "free memory, or lower limits.ring_bytes")
+    return Check("memory", "ok", text)
+
+
+def _meminfo_bytes(key: str) -> int:
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(match[1]) << 10 if match else 0
+
+
+def _open_files(limits: Limits) -> Check:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.clients_max + FILES_SPARE
+    text = f"{hard} open files for {limits.clients_max} clients"
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        return Check("descriptors", "bad", text, f"ulimit -n {wanted}, or lower limits.clients_max")
+    return Check("descriptors", "ok", text if hard != resource.RLIM_INFINITY else "open files are not limited")
+
+
+def _kernel_settings() -> Iterator[Check]:
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if huge.exists() and "[always]" in huge.read_text():
+        remedy = f"echo madvise > {huge}"
+        yield Check("huge pages", "note", "always on: Redis pauses longer when it copies its data", remedy)
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    if overcommit.exists() and overcommit.read_text().strip() == "2":
+        yield Check("overcommit", "note", "strict: Redis may fail to fork", "sysctl vm.overcommit_memory=1")
+
+
+def _redis_server(binary: str) -> Check:
+    path = shutil.which(binary)
+    if path is None:
+        return Check("redis-server", "bad", f"{binary} is not on PATH", "apt-get install redis-server")
+    try:
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("redis-server", "bad", f"{path}: {error}", "apt-get install --reinstall redis-server")
+    match = re.search(r"v=(\d+(?:\.\d+)+)", text)
+    if match is None:
+        return Check("redis-server", "bad", f"{path} does not say a version: {text.strip()!r}", "name a redis-server")
+    return _redis_version("redis-server", match[1], f"{path}, version {match[1]}")
+
+
+def _redis_version(name: str, version: str, text: str) -> Check:
+    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if number < REDIS_OLDEST:
+        return Check(name, "bad", text, f"use {'.'.join(map(str, REDIS_OLDEST))} or later")
+    if number != REDIS_TESTED:
+        return Check(name, "note", f"{text}: not tested; {'.'.join(map(str, REDIS_TESTED))} is")
+    return Check(name, "ok", text)
+
+
+def _port_free(address: str, remedy: str) -> Check:
+    import socket
+
+    from musidecar.config import split_address
+
+    host, port = split_address(address)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Check(f"clients {address}", "bad", str(error.strerror), remedy)
+    return Check(f"clients {address}", "ok", "free")
+
+
+# ---- a configured cluster ----------------------------------------------------------------------------------------
+
+
+def _secret(config: Cluster) -> Check:
+    from musidecar import secret
+
+    try:
+        secret.load(config.secret_file)
+    except ConfigError as error:
+        return Check("secret", "bad", str(error))
+    return Check("secret", "ok", f"{config.secret_file}, its owner's only")
+
+
+def _directory(config: Cluster) -> Check:
+    from musidecar.directory import ensure_private
+
+    if not config.directory.exists():
+        return Check("directory", "ok", f"{config.directory} will be made")
+    try:
+        ensure_private(config.directory)
+    except ConfigError as error:
+        return Check("directory", "bad", str(error))
+    return Check("directory", "ok", f"{config.directory}, its owner's only")
+
+
+def _node_port(config: Cluster, node: Node) -> Check:
+    from musidecar.directory import is_held, node_lock
+
+    if is_held(node_lock(config.directory, node.id)):
+        return Check(f"node {node.id}", "ok", f"runs, clients at {node.client}")
+    free = _port_free(node.client, f"choose another nodes[{node.index}].client")
+    return Check(f"node {node.id}", free.verdict, f"clients at {node.client}: {free.text}", free.remedy)
+
+
+def _backend(config: Cluster, node: Node) -> Iterator[Check]:
+    name = f"node {node.id} backend"
+    if node.backend.spawn:
+        found = _redis_server(node.backend.binary)
+        yield Check(name, found.verdict, f"{found.text}, started with the node", found.remedy)
+        return
+    import redis
+
+    try:
+        client = _connect(node.backend)
+        info: dict[str, Any] = dict(client.info())
+    except ConfigError as error:
+        yield Check(name, "bad", str(error))
+        return
+    except redis.AuthenticationError as error:
+        yield Check(name, "bad", f"{node.backend.place}: {error}", "check user and password_file")
+        return
+    except (redis.RedisError, OSError) as error:
+        yield Check(name, "bad", f"{node.backend.place}: {error}", "start it, or correct the address")
+        return
+    version = str(info.get("redis_version", "0"))
+    yield _redis_version(name, version, f"{node.backend.place}, version {version}")
+    try:
+        yield from _attached(config, node, client, info)
+    except redis.RedisError as error:
+        yield Check(name, "bad", str(error), "the user needs +config +info +dbsize +replicaof +psync +role")
+    finally:
+        client.close()
+
+
+def _connect(backend: Backend) -> redis.Redis:
+    import redis
+
+    from musidecar.config import split_address
+
+    common: dict[str, Any] = {
+        "username": backend.user,
+        "password": backend.password(),
+        "socket_timeout": BACKEND_ANSWER_S,
+        "socket_connect_timeout": BACKEND_ANSWER_S,
+        "decode_responses": True,
+    }
+    if backend.socket is not None:
+        return redis.Redis(unix_socket_path=str(backend.socket), **common)
+    host, port = split_address(backend.address)
+    return redis.Redis(host=host, port=port, **common)
+
+
+def _attached(config: Cluster, node: Node, client: redis.Redis, info: dict[str, Any]) -> Iterator[Check]:
+    """A server that runs already: its data, what it replicates, what will be set on it."""
+    name = f"node {node.id} backend"
+    keys = sum(int(entry["keys"]) for key, entry in info.items() if re.fullmatch(r"db\d+", key))
+    if node.id == config.seed:
+        yield Check(name, "ok", f"{keys} keys: the cluster starts with them (seed)")
+    elif keys:
+        remedy = f"musidecar run --config {config.path} --node {node.id} --replace-data (its {keys} keys are lost)"
+        yield Check(name, "bad", f"{keys} keys of its own, to be replaced by node {config.seed}'s", remedy)
+    if int(info.get("cluster_enabled", 0)):
+        yield Check(name, "bad", "runs in cluster mode", "restart it with cluster-enabled no")
+    if int(info.get("connected_slaves", 0)):
+        yield Check(name, "note", "has replicas already: they are fed as before, and count for nothing here")
+    yield from _settings(name, client)
+
+
+def _settings(name: str, client: redis.Redis) -> Iterator[Check]:
+    try:
+        from musidecar.protocols.redis.driver import WANTED_SETTINGS
+    except ImportError as error:
+        yield Check(name, "bad", f"no driver: {error}", "install musidecar again")
+        return
+    changes = []
+    for key, wanted in dict(WANTED_SETTINGS).items():
+        current: Any = client.config_get(key)
+        if str(current.get(key)) != str(wanted):
+            changes.append(f"CONFIG SET {key} {wanted!s} (now {current.get(key)})")
+    if not changes:
+        yield Check(name, "ok", "no setting needs to be changed")
+    for change in changes:
+        yield Check(name, "note", f"the sidecar will {change}")
