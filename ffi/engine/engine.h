@@ -15,7 +15,9 @@ struct engine_config {
     uint32_t backend_timeout_us;           /* a backend silent for this long makes its node step down */
     uint32_t takeover_timeout_us;          /* a take-over not done by then is given up */
     uint32_t feed_delay_us;                /* followers feed their backend at least this often */
+    uint32_t wait_timeout_us;              /* requests wait this long for a leader, then their connection closes */
     uint32_t databases;                    /* of the backend */
+    char backend_version[32];              /* as HELLO tells it, e.g. "7.0.15" */
     uint32_t clients_max;
     uint64_t client_input_bytes_max;       /* one request of a client (query buffer limit) */
     uint64_t client_output_bytes_max;      /* replies a client may leave unread before it is no longer read from */

@@ -1,0 +1,305 @@
+/*
+ * feed.c: a follower plays master to its own backend: the backend connects as a replica (it shows the feed's token), is
+ * given a snapshot when it needs one (R15), and then the bytes of committed EFFECTs, whole, and nothing else (any byte on
+ * this link counts as an offset).
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "engine/engine_state.h"
+
+#define BACKLOG_BYTES_MAX (1ull << 30)  /* collected while a snapshot is on its way, or not acknowledged by the backend */
+#define FLUSH_BYTES (64u << 10)
+#define WANT_AGAIN_US 500000ull
+#define HANDSHAKE_BYTES_MAX (64u << 10)
+
+static void feed_collect_from(struct engine *e, uint64_t offset) {
+    struct feed *f = &e->feed;
+    buffer_clear(&f->backlog);
+    buffer_trim(&f->backlog, 4u << 20);
+    f->base_offset = f->sent_offset = f->end_offset = f->acked_offset = offset;
+    f->active = true;
+}
+
+void feed_disconnect(struct engine *e) {
+    struct feed *f = &e->feed;
+    source_close(e, &f->socket.source);
+    buffer_clear(&f->socket.out);
+    buffer_clear(&f->in);
+    resp_request_reset(&f->request);
+    f->authenticated = f->streaming = f->rdb_head_sent = false;
+    f->rdb_sent = 0;
+}
+
+static void feed_drop_rdb(struct engine *e) {
+    if (e->feed.rdb_fd >= 0) close(e->feed.rdb_fd);
+    e->feed.rdb_fd = -1;
+    e->feed.rdb_asked = false;
+}
+
+void feed_stop(struct engine *e) {
+    feed_disconnect(e);
+    feed_drop_rdb(e);
+    e->feed.active = false;
+    e->feed.want_pending = false;
+    buffer_clear(&e->feed.backlog);
+    buffer_trim(&e->feed.backlog, 4u << 20);
+}
+
+/* ---- snapshots ------------------------------------------------------------------------------------------------------- */
+
+/* Asks the control plane for an RDB, and collects effects from here on so that they join up with it. */
+void feed_want_rdb(struct engine *e) {
+    struct feed *f = &e->feed;
+    if (e->log.epoch == 0 || f->want_pending || f->rdb_fd >= 0 || e->now_us < f->want_again_us) return;
+    feed_disconnect(e);
+    feed_collect_from(e, e->log.effect_offset);
+    f->want_pending = true;
+    engine_tell(e, ENGINE_WANT_RDB, e->log.effect_offset, ++f->want_number);
+}
+
+void feed_rdb_failed(struct engine *e, uint64_t number) {
+    if (number != e->feed.want_number) return;
+    e->feed.want_pending = false;
+    e->feed.want_again_us = e->now_us + WANT_AGAIN_US;
+}
+
+/* A snapshot at an offset that the log has not committed through is inert (R17): it waits, or is thrown away. */
+static void feed_install(struct engine *e) {
+    struct feed *f = &e->feed;
+    if (f->rdb_fd < 0 || f->rdb_asked || e->log.effect_offset < f->rdb_offset) return;
+    CHECK(f->rdb_offset >= f->base_offset && f->rdb_offset <= f->end_offset);
+    char port[16];
+    snprintf(port, sizeof port, "%u", e->config.feed_port);
+    struct buffer follow = {0};
+    append_command(&follow, 3, "REPLICAOF", "127.0.0.1", port);
+    admin_send(e, ADMIN_FOLLOW, buffer_bytes(&follow), buffer_length(&follow), 0, 0);
+    buffer_free(&follow);
+    f->rdb_asked = true;
+    backend_set(e, BACKEND_SYNCING);
+}
+
+void feed_rdb(struct engine *e, const struct control *c) {
+    struct feed *f = &e->feed;
+    if (c->number != f->want_number || !f->want_pending || !f->active || c->offset < f->base_offset) {
+        close(c->fd);
+        feed_rdb_failed(e, c->number);
+        return;
+    }
+    f->want_pending = false;
+    f->rdb_fd = c->fd;
+    f->rdb_bytes = c->bytes;
+    f->rdb_offset = c->offset;
+    f->rdb_sent = 0;
+    f->rdb_asked = f->rdb_head_sent = false;
+    feed_install(e);
+}
+
+void feed_epoch(struct engine *e, uint64_t start) {
+    struct feed *f = &e->feed;
+    if (e->takeover != TAKE_IDLE) return;
+    if (f->rdb_fd >= 0 && f->rdb_offset > start && !f->rdb_asked) { /* of a history that did not become the log's */
+        feed_drop_rdb(e);
+        f->want_again_us = e->now_us;
+    }
+    feed_install(e);
+}
+
+/* ---- committed effects ---------------------------------------------------------------------------------------------- */
+
+void feed_effect(struct engine *e, uint64_t start, const uint8_t *bytes, size_t length) {
+    struct feed *f = &e->feed;
+    if (!f->active) return;
+    CHECK(start == f->end_offset);
+    buffer_append(&f->backlog, bytes, length);
+    f->end_offset += length;
+    if (f->flush_us == 0) f->flush_us = e->now_us + e->config.feed_delay_us;
+    if (f->end_offset - f->sent_offset >= FLUSH_BYTES) f->flush_us = e->now_us;
+    if (buffer_length(&f->backlog) > BACKLOG_BYTES_MAX) {
+        engine_log(e, 30, "the backend takes its feed too slowly: it will be resynced");
+        feed_stop(e);
+        backend_set(e, BACKEND_DIRTY);
+        return;
+    }
+    feed_install(e);
+}
+
+static void feed_broken(struct engine *e, const char *why) {
+    engine_log(e, 20, "the backend's feed ended: %s", why);
+    feed_disconnect(e);
+}
+
+static bool feed_send_rdb(struct engine *e) {
+    struct feed *f = &e->feed;
+    if (!f->rdb_head_sent) {
+        char head[160];
+        int n = snprintf(head, sizeof head, "+FULLRESYNC %s %llu\r\n$%llu\r\n", e->log.replid,
+                         (unsigned long long)f->rdb_offset, (unsigned long long)f->rdb_bytes);
+        buffer_append(&f->socket.out, head, (size_t)n);
+        memcpy(f->told_replid, e->log.replid, sizeof f->told_replid);
+        f->rdb_head_sent = true;
+    }
+    size_t written;
+    if (!socket_flush(e, &f->socket, buffer_length(&f->socket.out), &written)) return feed_broken(e, "it closed"), false;
+    if (buffer_length(&f->socket.out) > 0) return false;
+    while (f->rdb_sent < f->rdb_bytes) {
+        off_t at = (off_t)f->rdb_sent;
+        ssize_t n = sendfile(f->socket.source.fd, f->rdb_fd, &at, (size_t)(f->rdb_bytes - f->rdb_sent));
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+            source_watch(e, &f->socket.source, EPOLLIN | EPOLLOUT);
+            return false;
+        }
+        if (n <= 0) return feed_broken(e, "its snapshot could not be sent"), false;
+        f->rdb_sent += (uint64_t)n;
+    }
+    feed_drop_rdb(e);
+    f->sent_offset = f->rdb_offset;
+    f->streaming = true;
+    return true;
+}
+
+/* Sends what is collected; the bytes stay until the backend acknowledges them. */
+void feed_flush(struct engine *e) {
+    struct feed *f = &e->feed;
+    f->flush_us = 0;
+    if (f->socket.source.fd < 0) return;
+    size_t written;
+    if (f->rdb_asked && f->authenticated && f->rdb_head_sent && !feed_send_rdb(e)) return;
+    if (!socket_flush(e, &f->socket, buffer_length(&f->socket.out), &written)) return feed_broken(e, "it closed");
+    if (!f->streaming || buffer_length(&f->socket.out) > 0) return;
+    while (f->sent_offset < f->end_offset) {
+        const uint8_t *from = buffer_bytes(&f->backlog) + (f->sent_offset - f->base_offset);
+        ssize_t n = send(f->socket.source.fd, from, f->end_offset - f->sent_offset, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && errno == EAGAIN) break;
+        if (n < 0) return feed_broken(e, "it closed");
+        f->sent_offset += (uint64_t)n;
+    }
+    source_watch(e, &f->socket.source, f->sent_offset < f->end_offset ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+/* ---- the backend's side of the link ------------------------------------------------------------------------------------ */
+
+static bool argument_is(const struct resp_request *request, const uint8_t *bytes, uint32_t i, const char *text) {
+    struct resp_argument a = request->arguments[i];
+    return a.length == strlen(text) && strncasecmp((const char *)bytes + a.offset, text, a.length) == 0;
+}
+
+static bool token_right(const struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
+    struct resp_argument a = request->arguments[request->argc - 1];
+    size_t length = strlen(e->config.feed_token);
+    uint8_t difference = a.length != length;
+    for (size_t i = 0; i < a.length && i < length; i++) difference |= (uint8_t)(bytes[a.offset + i] ^ (uint8_t)e->config.feed_token[i]);
+    return difference == 0;
+}
+
+static uint64_t argument_number(const struct resp_request *request, const uint8_t *bytes, uint32_t i) {
+    uint64_t value = 0;
+    struct resp_argument a = request->arguments[i];
+    for (uint32_t k = 0; k < a.length && k < 19; k++) {
+        uint8_t digit = bytes[a.offset + k];
+        if (digit < '0' || digit > '9') return 0;
+        value = value * 10 + (uint64_t)(digit - '0');
+    }
+    return value;
+}
+
+static bool feed_psync(struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
+    struct feed *f = &e->feed;
+    if (e->takeover != TAKE_IDLE) return false;
+    if (f->rdb_asked) {
+        f->rdb_head_sent = false;
+        f->rdb_sent = 0;
+        feed_send_rdb(e);
+        return true;
+    }
+    uint64_t next = request->argc == 3 ? argument_number(request, bytes, 2) : 0;
+    bool vouched = e->backend == BACKEND_FED && f->active && next > f->base_offset && next <= f->end_offset + 1 &&
+                   argument_is(request, bytes, 1, f->told_replid);
+    if (!vouched) { /* its history is not the log's: only a snapshot helps */
+        if (e->backend >= BACKEND_SYNCING) backend_set(e, BACKEND_DIRTY);
+        return false;
+    }
+    char line[80];
+    snprintf(line, sizeof line, "+CONTINUE %s\r\n", e->log.replid);
+    memcpy(f->told_replid, e->log.replid, sizeof f->told_replid);
+    buffer_text(&f->socket.out, line);
+    f->sent_offset = next - 1;
+    f->streaming = true;
+    return true;
+}
+
+static void feed_acknowledged(struct feed *f, uint64_t offset) {
+    if (offset <= f->base_offset || offset > f->sent_offset) return;
+    buffer_consume(&f->backlog, offset - f->base_offset);
+    buffer_trim(&f->backlog, 16u << 20);
+    f->base_offset = f->acked_offset = offset;
+}
+
+/* One request of the backend's handshake or an acknowledgement; false: it is refused. */
+static bool feed_request(struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
+    struct feed *f = &e->feed;
+    bool replconf = request->argc >= 3 && argument_is(request, bytes, 0, "REPLCONF");
+    if (f->authenticated && replconf && argument_is(request, bytes, 1, "ACK")) {
+        if (f->streaming) feed_acknowledged(f, argument_number(request, bytes, 2));
+        return true;
+    }
+    if (request->argc >= 2 && argument_is(request, bytes, 0, "AUTH")) {
+        f->authenticated = token_right(e, request, bytes);
+        if (f->authenticated) buffer_text(&f->socket.out, "+OK\r\n");
+        return f->authenticated;
+    }
+    if (argument_is(request, bytes, 0, "PING")) { /* before AUTH, as Redis would */
+        buffer_text(&f->socket.out, f->authenticated ? "+PONG\r\n" : "-NOAUTH Authentication required.\r\n");
+        return true;
+    }
+    if (!f->authenticated) return false;
+    if (replconf) {
+        buffer_text(&f->socket.out, "+OK\r\n");
+        return true;
+    }
+    return request->argc == 3 && argument_is(request, bytes, 0, "PSYNC") && feed_psync(e, request, bytes);
+}
+
+static bool feed_requests(struct engine *e) {
+    struct feed *f = &e->feed;
+    struct resp_limits limits = {4096, HANDSHAKE_BYTES_MAX, 4096, true};
+    while (buffer_length(&f->in) > 0) {
+        enum resp_status status = resp_request_feed(&f->request, buffer_bytes(&f->in), buffer_length(&f->in), &limits);
+        if (status == RESP_MORE) return buffer_length(&f->in) < HANDSHAKE_BYTES_MAX;
+        if (status == RESP_BAD) return false;
+        if (status == RESP_DONE && !feed_request(e, &f->request, buffer_bytes(&f->in))) return false;
+        if (f->socket.source.fd < 0) return true;
+        buffer_consume(&f->in, f->request.length);
+        resp_request_reset(&f->request);
+    }
+    return true;
+}
+
+void feed_event(struct engine *e, uint32_t events) {
+    struct feed *f = &e->feed;
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+        uint8_t *room = buffer_room(&f->in, 4096);
+        ssize_t n = recv(f->socket.source.fd, room, 4096, 0);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return feed_broken(e, "the backend closed it");
+        if (n > 0) f->in.end += (size_t)n;
+        if (!feed_requests(e)) return feed_broken(e, "the backend asked for what the log does not vouch for");
+        if (f->socket.source.fd < 0) return;
+    }
+    feed_flush(e);
+}
+
+void feed_accept(struct engine *e) {
+    int fd = accept4(e->feed.listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) return;
+    if (e->takeover != TAKE_IDLE || e->backend < BACKEND_SYNCING || e->feed.streaming) {
+        close(fd);
+        return;
+    }
+    feed_disconnect(e);
+    e->feed.socket.source.fd = fd;
+    source_watch(e, &e->feed.socket.source, EPOLLIN);
+}

@@ -1,0 +1,239 @@
+/*
+ * takeover.c: from elected to serving (R12), and back. In order: feed the own backend to the end of the last committed
+ * EFFECT and wait until it has applied it; promote it; attach to its stream; log the EPOCH; log which commands no EFFECT
+ * covers and run them, once ever (R13); only then serve. Stepping down closes whatever waits with an unknown outcome
+ * (R10) and leaves the backend dirty unless it was still a replica (R16).
+ */
+#include "engine/engine_state.h"
+
+static const struct record_origin NO_ORIGIN = {0, 0, 0};
+
+void engine_update_eligible(struct engine *e) {
+    bool first = e->config.seed && e->log.epoch == 0 && e->admin.socket.source.fd >= 0;
+    replica_set_eligible(e->replica, first || e->backend >= BACKEND_FED);
+}
+
+void backend_set(struct engine *e, enum backend_state state) {
+    if (state == BACKEND_DIRTY && e->backend >= BACKEND_SYNCING) feed_stop(e);
+    if (state == BACKEND_FED && e->backend == BACKEND_SYNCING) engine_log(e, 20, "the backend holds the cluster's data and follows the log");
+    e->backend = state;
+    engine_update_eligible(e);
+}
+
+static void takeover_end(struct engine *e, enum backend_state state) {
+    if (e->takeover == TAKE_IDLE) return;
+    bool was_serving = engine_leads(e);
+    e->takeover = TAKE_IDLE;
+    e->counters.stepdowns++;
+    shared_close(e);
+    stream_close(e);
+    turn_reset(e);
+    clients_drop_unknown(e);
+    links_drop_held(e);
+    if (was_serving) link_announce(e, false);
+    e->context.busy = false;
+    if (state != BACKEND_FED) feed_stop(e);
+    backend_set(e, state);
+}
+
+void backend_lost(struct engine *e, const char *what) {
+    if (e->backend == BACKEND_DOWN && e->admin.socket.source.fd < 0) return;
+    engine_log(e, 30, "the backend is lost: %s", what);
+    if (e->takeover != TAKE_IDLE) {
+        takeover_end(e, BACKEND_DOWN);
+        replica_resign(e->replica, e->now_us);
+    }
+    feed_stop(e);
+    admin_close(e);
+    backend_set(e, BACKEND_DOWN);
+}
+
+static void takeover_fail(struct engine *e, const char *why) {
+    engine_log(e, 40, "the take-over failed: %s", why);
+    takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
+    replica_resign(e->replica, e->now_us);
+}
+
+static void takeover_begin(struct engine *e) {
+    e->takeover_since_us = e->now_us;
+    e->effect_index = e->log.effect_index;
+    e->command_index = e->admin_index = 0;
+    e->counters.takeovers++;
+    if (e->admin.socket.source.fd < 0) {
+        replica_resign(e->replica, e->now_us);
+        return;
+    }
+    if (e->log.epoch == 0) { /* the first leader: its backend's data is the cluster's */
+        e->takeover = TAKE_ATTACH;
+        backend_set(e, BACKEND_PROMOTING);
+        if (!shared_open(e) || !stream_open(e, NULL, 0)) backend_lost(e, "it does not take connections");
+        return;
+    }
+    if (e->backend != BACKEND_FED) {
+        replica_resign(e->replica, e->now_us);
+        return;
+    }
+    e->takeover = TAKE_FEED;
+    feed_flush(e);
+    admin_ask_role(e);
+    if (!shared_open(e)) backend_lost(e, "it does not take connections");
+}
+
+/* A ROLE answer on the admin connection. */
+void takeover_role(struct engine *e, bool is_master, uint64_t offset, bool connected) {
+    e->counters.backend_offset = offset;
+    if (e->backend == BACKEND_SYNCING && !is_master && connected && e->feed.streaming) backend_set(e, BACKEND_FED);
+    if (e->takeover != TAKE_FEED) return;
+    if (is_master) {
+        takeover_fail(e, "the backend is no replica of its node any more");
+        return;
+    }
+    if (!connected || offset != e->log.effect_offset) return;
+    e->takeover = TAKE_PROMOTE;
+    e->counters.takeover_fed_us = clock_ns() / 1000;
+    backend_set(e, BACKEND_PROMOTING);
+    static const char promote[] = "*3\r\n$9\r\nREPLICAOF\r\n$2\r\nNO\r\n$3\r\nONE\r\n";
+    admin_send(e, ADMIN_PROMOTE, promote, sizeof promote - 1, 0, 0);
+}
+
+void takeover_promoted(struct engine *e) {
+    if (e->takeover != TAKE_PROMOTE) return;
+    e->counters.takeover_promoted_us = clock_ns() / 1000;
+    e->takeover = TAKE_ATTACH;
+    feed_stop(e);
+    if (!stream_open(e, e->feed.told_replid, e->log.effect_offset)) backend_lost(e, "it does not let itself be replicated from");
+}
+
+void takeover_attached(struct engine *e, bool continued) {
+    if (e->takeover != TAKE_ATTACH) return;
+    e->counters.takeover_attached_us = clock_ns() / 1000;
+    struct epoch_record epoch = {.kind = ADMIN_RECORD_EPOCH, .epoch = e->log.epoch + 1,
+                                 .start = continued ? e->log.effect_offset : e->stream.cut_offset};
+    memcpy(epoch.replid, e->stream.replid, REPLID_BYTES);
+    int64_t index = replica_propose(e->replica, RECORD_ADMIN, 0, NO_ORIGIN, &epoch, sizeof epoch);
+    if (index <= 0) {
+        takeover_fail(e, "the log did not take the epoch");
+        return;
+    }
+    e->admin_index = e->effect_index = (uint64_t)index;
+    e->takeover = TAKE_EPOCH;
+}
+
+/* ---- commands that were accepted but whose effect is in no record ------------------------------------------------------ */
+
+static void rerun_log(struct engine *e) {
+    struct log_state *log = &e->log;
+    struct buffer set = {0};
+    uint64_t kind = ADMIN_RECORD_RERUN, poisonous = 0;
+    buffer_append(&set, &kind, sizeof kind);
+    for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
+        struct uncovered *u = queue_at(&log->uncovered, i);
+        e->command_index = u->index;
+        u->mine = !u->tried;
+        if (u->tried) poisonous++;
+        else buffer_append(&set, &u->index, sizeof u->index);
+    }
+    if (poisonous > 0) engine_log(e, 30, "%llu requests were tried by an earlier leader and broke it: dropped", (unsigned long long)poisonous);
+    e->takeover = TAKE_RERUN_LOG;
+    uint32_t most = (e->config.replica.piece_bytes_max - 8) / 8 * 8;
+    size_t total = buffer_length(&set) - 8;
+    for (size_t at = 0; at < total; at += most) {
+        uint32_t length = (uint32_t)(total - at < most ? total - at : most);
+        uint8_t *payload = replica_reserve(e->replica, RECORD_ADMIN, length + 8);
+        int64_t index = -1;
+        if (payload != NULL) {
+            memcpy(payload, &kind, 8);
+            memcpy(payload + 8, buffer_bytes(&set) + 8 + at, length);
+            index = replica_propose_reserved(e->replica, RECORD_ADMIN, 0, NO_ORIGIN, length + 8);
+        }
+        if (index <= 0) {
+            buffer_free(&set);
+            takeover_fail(e, "the log did not take the set of commands to run again");
+            return;
+        }
+        e->admin_index = (uint64_t)index;
+    }
+    if (total > 0) engine_log(e, 20, "runs %zu records of accepted commands whose effect is not known", total / 8);
+    e->counters.rerun += total / 8;
+    buffer_free(&set);
+}
+
+static void rerun_record(struct engine *e, const uint8_t *bytes, size_t length) {
+    while (length > 0) {
+        struct command_entry entry;
+        CHECK(length >= sizeof entry);
+        memcpy(&entry, bytes, sizeof entry);
+        CHECK(entry.length <= length - sizeof entry);
+        struct expect x = {.kind = EXPECT_CLIENT, .replies = entry.replies, .swallow = entry.replies, .database_after = -1,
+                           .to = {e->self, UINT32_MAX, 0, 0}, .since_ns = e->now_ns};
+        turn_forward(e, entry.database, entry.protocol, bytes + sizeof entry, entry.length, &x);
+        if (entry.replies > 1) e->shared.database = -1; /* a transaction may have SELECTed */
+        bytes += sizeof entry + entry.length;
+        length -= sizeof entry + entry.length;
+    }
+}
+
+/* The set is committed: what it names is marked as tried on every replica, and runs now, in log order. */
+static void rerun_run(struct engine *e) {
+    struct log_state *log = &e->log;
+    const uint8_t *bytes = buffer_bytes(&log->uncovered_bytes);
+    for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
+        const struct uncovered *u = queue_at(&log->uncovered, i);
+        if (u->mine) rerun_record(e, bytes, u->length);
+        bytes += u->length;
+    }
+    e->shared.unproven = true;
+    e->takeover = TAKE_RERUN;
+    turn_mark(e, e->admin_index);
+}
+
+static void serve(struct engine *e) {
+    e->takeover = TAKE_SERVING;
+    e->counters.takeover_served_us = e->now_us = clock_ns() / 1000;
+    backend_set(e, BACKEND_LEADS);
+    link_announce(e, true);
+    clients_wake_all(e);
+    engine_log(e, 20, "leads and serves in term %llu", (unsigned long long)e->term);
+}
+
+void takeover_step(struct engine *e) {
+    struct shared *s = &e->shared;
+    switch (e->takeover) {
+        case TAKE_FEED:
+            if (e->feed.sent_offset < e->feed.end_offset) feed_flush(e);
+            admin_ask_role(e);
+            break;
+        case TAKE_EPOCH:
+            if (replica_commit(e->replica) >= e->admin_index) rerun_log(e);
+            break;
+        case TAKE_RERUN_LOG:
+            if (replica_commit(e->replica) >= e->admin_index) rerun_run(e);
+            break;
+        case TAKE_RERUN:
+            if (!s->unproven && queue_length(&s->expects) == 0 && queue_length(&s->gates) == 0) serve(e);
+            break;
+        default: return;
+    }
+    bool loading = e->takeover == TAKE_ATTACH && e->stream.wants_full; /* a large seed takes its time */
+    if (e->takeover != TAKE_IDLE && e->takeover != TAKE_SERVING && !loading &&
+        e->now_us - e->takeover_since_us > e->config.takeover_timeout_us)
+        takeover_fail(e, "it took longer than takeover_timeout_ms");
+}
+
+/* Follows what became of this node in the core. */
+void takeover_follow_role(struct engine *e) {
+    enum replica_role role = replica_role(e->replica);
+    uint64_t term = replica_term(e->replica);
+    if (role == e->role && (term == e->term || role != REPLICA_LEADER)) return;
+    bool led = e->role == REPLICA_LEADER;
+    e->role = role;
+    e->term = term;
+    if (led) {
+        if (e->takeover != TAKE_IDLE) {
+            engine_log(e, 30, "does not lead any more");
+            takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
+        }
+    }
+    if (role != REPLICA_CANDIDATE) engine_tell(e, ENGINE_ROLE, role, term);
+    if (role == REPLICA_LEADER) takeover_begin(e);
+}

@@ -1,0 +1,220 @@
+/*
+ * turn.c: what arrived in one turn of the loop becomes one COMMAND record (more when it is long) and one write to the
+ * shared connection, followed by a ROLE whose answer cuts the effect stream (R2, R4). Bytes are staged at once and sent
+ * when the record in front of them is committed.
+ */
+#include "engine/engine_state.h"
+
+#define BIG_BYTES_A_TURN (4u << 20) /* so that the loop goes on ticking */
+
+static const struct record_origin NO_ORIGIN = {0, 0, 0};
+
+void turn_mark(struct engine *e, uint64_t index) {
+    struct shared *s = &e->shared;
+    struct staged *last = queue_back(&s->staged);
+    if (last != NULL && last->index == index) last->end = s->appended;
+    else *(struct staged *)queue_push(&s->staged) = (struct staged){s->appended, index, e->now_ns};
+}
+
+/* Closes the COMMAND record being filled. */
+static void batch_seal(struct engine *e) {
+    if (e->batch == NULL) return;
+    uint8_t *batch = e->batch;
+    e->batch = NULL;
+    if (e->batch_used == 0) return;
+    (void)batch;
+    int64_t index = replica_propose_reserved(e->replica, RECORD_COMMAND, 0, NO_ORIGIN, e->batch_used);
+    e->batch_used = 0;
+    if (index <= 0) return; /* the term ended: the loop is about to find out, nothing staged will be sent */
+    e->command_index = (uint64_t)index;
+    e->counters.records++;
+    turn_mark(e, (uint64_t)index);
+}
+
+static bool batch_append(struct engine *e, const struct command_entry *entry, const uint8_t *bytes) {
+    uint32_t need = (uint32_t)sizeof *entry + entry->length, most = e->config.replica.piece_bytes_max;
+    if (e->batch != NULL && e->batch_used + need > most) batch_seal(e);
+    if (e->batch == NULL) {
+        e->batch = replica_reserve(e->replica, RECORD_COMMAND, most);
+        e->batch_used = 0;
+        if (e->batch == NULL) {
+            e->stalled = true;
+            return false;
+        }
+    }
+    memcpy(e->batch + e->batch_used, entry, sizeof *entry);
+    memcpy(e->batch + e->batch_used + sizeof *entry, bytes, entry->length);
+    e->batch_used += need;
+    return true;
+}
+
+/* Bodies that EVALSHA may name later travel in ADMIN records in front of the command (R1). */
+static bool script_log(struct engine *e, const struct session_decision *d) {
+    uint32_t most = e->config.replica.piece_bytes_max;
+    uint32_t kind = d->flushes_scripts ? ADMIN_RECORD_SCRIPT_FLUSH : ADMIN_RECORD_SCRIPT;
+    if (!d->flushes_scripts && (d->script == NULL || d->script_length + 8 > most || script_known(&e->log, d->script, d->script_length)))
+        return true;
+    uint32_t length = 8 + (d->flushes_scripts ? 0 : (uint32_t)d->script_length);
+    batch_seal(e);
+    uint8_t *payload = replica_reserve(e->replica, RECORD_ADMIN, length);
+    if (payload == NULL) {
+        e->stalled = true;
+        return false;
+    }
+    memset(payload, 0, 8);
+    memcpy(payload, &kind, sizeof kind);
+    if (!d->flushes_scripts) memcpy(payload + 8, d->script, d->script_length);
+    int64_t index = replica_propose_reserved(e->replica, RECORD_ADMIN, 0, NO_ORIGIN, length);
+    if (index > 0) e->admin_index = (uint64_t)index;
+    return index > 0;
+}
+
+static void expect_swallow(struct engine *e) {
+    *(struct expect *)queue_push(&e->shared.expects) = (struct expect){.kind = EXPECT_SWALLOW, .replies = 1, .database_after = -1};
+}
+
+static void shared_append(struct engine *e, const void *bytes, size_t length) {
+    buffer_append(&e->shared.socket.out, bytes, length);
+    e->shared.appended += length;
+}
+
+/* SELECT and HELLO in front of the first request that needs another database or protocol. */
+static void shared_switch(struct engine *e, uint32_t database, uint8_t protocol) {
+    struct shared *s = &e->shared;
+    if (s->protocol != protocol) {
+        const char *hello = protocol == 3 ? "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n" : "*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n";
+        shared_append(e, hello, strlen(hello));
+        expect_swallow(e);
+        s->protocol = protocol;
+    }
+    if (s->database != (int32_t)database) {
+        char number[16], text[64];
+        int digits = snprintf(number, sizeof number, "%u", database);
+        int n = snprintf(text, sizeof text, "*2\r\n$6\r\nSELECT\r\n$%d\r\n%s\r\n", digits, number);
+        shared_append(e, text, (size_t)n);
+        expect_swallow(e);
+        s->database = (int32_t)database;
+    }
+}
+
+void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const void *bytes, size_t length,
+                  const struct expect *expect) {
+    shared_switch(e, database, protocol);
+    shared_append(e, bytes, length);
+    *(struct expect *)queue_push(&e->shared.expects) = *expect;
+    e->shared.unproven = true;
+}
+
+static struct expect expect_of(struct engine *e, const struct request *r) {
+    return (struct expect){.kind = EXPECT_CLIENT,
+                           .replies = r->decision->replies,
+                           .swallow = r->decision->swallow,
+                           .database_after = r->decision->database_after,
+                           .to = r->from,
+                           .since_ns = e->now_ns};
+}
+
+static void big_start(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect) {
+    batch_seal(e);
+    e->big.active = true;
+    e->big.entry = *entry;
+    e->big.expect = *expect;
+    e->big.proposed = 0;
+    buffer_clear(&e->big.bytes);
+    buffer_append(&e->big.bytes, entry, sizeof *entry);
+    buffer_append(&e->big.bytes, bytes, entry->length);
+    shared_switch(e, entry->database, entry->protocol);
+    buffer_room(&e->shared.socket.out, entry->length);
+}
+
+/* Goes on with a request that takes several records. */
+static void big_step(struct engine *e) {
+    struct big *big = &e->big;
+    uint32_t most = e->config.replica.piece_bytes_max;
+    uint64_t total = buffer_length(&big->bytes);
+    for (uint64_t turn = 0; big->active && turn < BIG_BYTES_A_TURN; turn += most) {
+        uint32_t length = (uint32_t)(total - big->proposed < most ? total - big->proposed : most);
+        uint8_t *payload = replica_reserve(e->replica, RECORD_COMMAND, length);
+        if (payload == NULL) {
+            e->stalled = true;
+            return;
+        }
+        const uint8_t *piece = buffer_bytes(&big->bytes) + big->proposed;
+        memcpy(payload, piece, length);
+        bool last = big->proposed + length == total;
+        int64_t index = replica_propose_reserved(e->replica, RECORD_COMMAND, last ? 0 : RECORD_MORE, NO_ORIGIN, length);
+        if (index <= 0) return;
+        e->command_index = (uint64_t)index;
+        size_t skip = big->proposed == 0 ? sizeof big->entry : 0;
+        shared_append(e, piece + skip, length - skip);
+        big->proposed += length;
+        if (!last) continue;
+        *(struct expect *)queue_push(&e->shared.expects) = big->expect;
+        e->shared.unproven = true;
+        turn_mark(e, (uint64_t)index);
+        big->active = false;
+        buffer_clear(&big->bytes);
+        buffer_trim(&big->bytes, SCRATCH_BYTES);
+        clients_wake_all(e);
+    }
+}
+
+bool turn_submit(struct engine *e, const struct request *r) {
+    const struct session_decision *d = r->decision;
+    if (e->big.active) {
+        e->stalled = true;
+        return false;
+    }
+    struct expect expect = expect_of(e, r);
+    if (d->writes) {
+        if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
+        struct command_entry entry = {.length = (uint32_t)d->length,
+                                      .database = r->database,
+                                      .protocol = r->protocol,
+                                      .node = r->from.node,
+                                      .slot = r->from.slot,
+                                      .generation = r->from.generation,
+                                      .replies = d->replies,
+                                      .sequence = r->from.sequence};
+        if (sizeof entry + d->length > e->config.replica.piece_bytes_max) {
+            big_start(e, &entry, d->bytes, &expect);
+            if (d->loses_database) e->shared.database = -1;
+            return true;
+        }
+        if (!batch_append(e, &entry, d->bytes)) return false;
+    }
+    turn_forward(e, r->database, r->protocol, d->bytes, d->length, &expect);
+    if (d->loses_database) e->shared.database = -1;
+    return true;
+}
+
+void turn_local(struct engine *e, struct destination to, const void *bytes, size_t length) {
+    struct shared *s = &e->shared;
+    buffer_append(&s->local, bytes, length);
+    *(struct expect *)queue_push(&s->expects) =
+        (struct expect){.kind = EXPECT_LOCAL, .local_bytes = (uint32_t)length, .database_after = -1, .to = to, .since_ns = e->now_ns};
+    s->unproven = true;
+}
+
+void turn_end(struct engine *e) {
+    struct shared *s = &e->shared;
+    if (s->socket.source.fd < 0) return;
+    batch_seal(e);
+    if (e->big.active) big_step(e);
+    if (!s->unproven || e->big.active) return;
+    static const char role[] = "*1\r\n$4\r\nROLE\r\n";
+    shared_append(e, role, sizeof role - 1);
+    *(struct expect *)queue_push(&s->expects) = (struct expect){
+        .kind = EXPECT_ROLE, .replies = 1, .database_after = -1, .covered = e->command_index, .since_ns = e->now_ns};
+    s->roles_in_flight++;
+    s->unproven = false;
+    turn_mark(e, e->command_index > e->admin_index ? e->command_index : e->admin_index);
+}
+
+void turn_reset(struct engine *e) {
+    e->batch = NULL;
+    e->batch_used = 0;
+    e->stalled = false;
+    e->big.active = false;
+    buffer_clear(&e->big.bytes);
+}

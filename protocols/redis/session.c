@@ -1,0 +1,458 @@
+/* session.c: see session.h. */
+#include "protocols/redis/session.h"
+
+#include <stdio.h>
+#include <strings.h>
+
+#define TEXT_MAX 512
+
+static void reply_error(struct buffer *out, const char *text) {
+    buffer_text(out, "-");
+    buffer_text(out, text);
+    buffer_text(out, "\r\n");
+}
+
+static void reply_bulk(struct buffer *out, const void *bytes, size_t length) {
+    char head[32];
+    int n = snprintf(head, sizeof head, "$%zu\r\n", length);
+    buffer_append(out, head, (size_t)n);
+    buffer_append(out, bytes, length);
+    buffer_text(out, "\r\n");
+}
+
+static void reply_integer(struct buffer *out, long long value) {
+    char text[32];
+    int n = snprintf(text, sizeof text, ":%lld\r\n", value);
+    buffer_append(out, text, (size_t)n);
+}
+
+static void reply_null(const struct session *s, struct buffer *out) {
+    buffer_text(out, s->protocol == 3 ? "_\r\n" : "$-1\r\n");
+}
+
+struct word {
+    const char *text;
+    size_t length;
+};
+
+static struct word word_at(const struct resp_request *request, const uint8_t *bytes, uint64_t i) {
+    struct resp_argument a = resp_request_argument(request, bytes, i);
+    return (struct word){(const char *)bytes + a.offset, a.length};
+}
+
+static bool word_is(struct word w, const char *name) {
+    return w.length == strlen(name) && strncasecmp(w.text, name, w.length) == 0;
+}
+
+/* A decimal number as Redis's string2ll reads it: no sign but '-', no leading zeros or blanks. */
+static bool word_number(struct word w, long long *value) {
+    if (w.length == 0 || w.length > 19) return false;
+    bool negative = w.text[0] == '-';
+    size_t i = negative ? 1 : 0;
+    if (i == w.length || (w.text[i] == '0' && w.length > i + 1)) return false;
+    unsigned long long sum = 0;
+    for (; i < w.length; i++) {
+        if (w.text[i] < '0' || w.text[i] > '9') return false;
+        sum = sum * 10 + (unsigned long long)(w.text[i] - '0');
+    }
+    if (sum > 9223372036854775807ull) return false;
+    *value = negative ? -(long long)sum : (long long)sum;
+    return true;
+}
+
+static struct session_decision answered(void) { return (struct session_decision){.verdict = SESSION_ANSWER}; }
+
+static struct session_decision failed(struct buffer *answer, const char *text) {
+    reply_error(answer, text);
+    return answered();
+}
+
+void session_open(struct session *s, uint64_t client_id, const struct session_context *context) {
+    *s = (struct session){.client_id = client_id,
+                          .protocol = 2,
+                          .authenticated = !context->password_needed,
+                          .multi_database = -1,
+                          .block = s->block,
+                          .deferred = s->deferred};
+    buffer_clear(&s->block);
+    buffer_clear(&s->deferred);
+}
+
+void session_close(struct session *s) {
+    buffer_free(&s->block);
+    buffer_free(&s->deferred);
+}
+
+/* ---- connection state ------------------------------------------------------------------------------------------ */
+
+static struct session_decision step_select(struct session *s, const struct session_context *context, struct word w,
+                                           struct buffer *answer) {
+    long long database;
+    if (!word_number(w, &database)) return failed(answer, "ERR invalid DB index");
+    if (database < 0 || database >= (long long)context->databases) return failed(answer, "ERR DB index is out of range");
+    s->database = (uint32_t)database;
+    buffer_text(answer, "+OK\r\n");
+    return answered();
+}
+
+static void reply_hello(const struct session *s, const struct session_context *context, struct buffer *out) {
+    buffer_text(out, s->protocol == 3 ? "%7\r\n" : "*14\r\n");
+    reply_bulk(out, "server", 6);
+    reply_bulk(out, "redis", 5);
+    reply_bulk(out, "version", 7);
+    reply_bulk(out, context->version, strlen(context->version));
+    reply_bulk(out, "proto", 5);
+    reply_integer(out, s->protocol);
+    reply_bulk(out, "id", 2);
+    reply_integer(out, (long long)s->client_id);
+    reply_bulk(out, "mode", 4);
+    reply_bulk(out, "standalone", 10);
+    reply_bulk(out, "role", 4);
+    reply_bulk(out, "master", 6);
+    reply_bulk(out, "modules", 7);
+    buffer_text(out, "*0\r\n");
+}
+
+static bool name_allowed(struct word w) {
+    if (w.length >= SESSION_NAME_MAX) return false;
+    for (size_t i = 0; i < w.length; i++)
+        if (w.text[i] < '!' || w.text[i] > '~') return false;
+    return true;
+}
+
+static void name_set(struct session *s, struct word w) {
+    memcpy(s->name, w.text, w.length);
+    s->name[w.length] = 0;
+}
+
+static const char *const NAME_TEXT = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+/* Shows the credentials to the backend as AUTH: a plain AUTH travels as it came, HELLO's are written anew. */
+static struct session_decision verify(struct session *s, const uint8_t *bytes, size_t length, uint8_t protocol) {
+    (void)s;
+    return (struct session_decision){
+        .verdict = SESSION_VERIFY, .bytes = bytes, .length = length, .replies = 1, .hello_protocol = protocol};
+}
+
+static struct session_decision step_hello(struct session *s, const struct session_context *context,
+                                          const struct resp_request *request, const uint8_t *bytes,
+                                          struct buffer *answer) {
+    long long protocol = s->protocol;
+    if (request->argc >= 2) {
+        if (!word_number(word_at(request, bytes, 1), &protocol))
+            return failed(answer, "ERR Protocol version is not an integer or out of range");
+        if (protocol < 2 || protocol > 3) return failed(answer, "NOPROTO unsupported protocol version");
+    }
+    struct word user = {0}, password = {0}, name = {0};
+    for (uint64_t i = 2; i < request->argc; i++) {
+        struct word w = word_at(request, bytes, i);
+        uint64_t left = request->argc - 1 - i;
+        if (word_is(w, "auth") && left >= 2) {
+            user = word_at(request, bytes, i + 1);
+            password = word_at(request, bytes, i + 2);
+            i += 2;
+        } else if (word_is(w, "setname") && left >= 1) {
+            name = word_at(request, bytes, i + 1);
+            if (!name_allowed(name)) return failed(answer, NAME_TEXT);
+            i += 1;
+        } else {
+            char text[TEXT_MAX];
+            snprintf(text, sizeof text, "ERR Syntax error in HELLO option '%.*s'", (int)(w.length < 128 ? w.length : 128), w.text);
+            return failed(answer, text);
+        }
+    }
+    if (!s->authenticated && user.text == NULL)
+        return failed(answer, "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> "
+                              "AUTH <user> <pass> option can be used to authenticate the client and select the RESP "
+                              "protocol version at the same time");
+    if (name.text != NULL) name_set(s, name);
+    if (user.text != NULL) {
+        buffer_clear(&s->block); /* no transaction is open: HELLO is not allowed in one */
+        buffer_text(&s->block, "*3\r\n");
+        reply_bulk(&s->block, "AUTH", 4);
+        reply_bulk(&s->block, user.text, user.length);
+        reply_bulk(&s->block, password.text, password.length);
+        return verify(s, buffer_bytes(&s->block), buffer_length(&s->block), (uint8_t)protocol);
+    }
+    s->protocol = (uint8_t)protocol;
+    reply_hello(s, context, answer);
+    return answered();
+}
+
+void session_verified(struct session *s, const struct session_context *context, uint8_t hello_protocol,
+                      struct buffer *answer) {
+    s->authenticated = true;
+    if (hello_protocol == 0) return;
+    s->protocol = hello_protocol;
+    reply_hello(s, context, answer);
+}
+
+static void multi_forget(struct session *s) {
+    s->in_multi = s->multi_broken = s->multi_writes = false;
+    s->multi_commands = s->multi_answered = 0;
+    s->multi_database = -1;
+    buffer_clear(&s->block);
+    buffer_trim(&s->block, 1 << 16);
+    buffer_clear(&s->deferred);
+}
+
+static struct session_decision step_reset(struct session *s, const struct session_context *context,
+                                          struct buffer *answer) {
+    multi_forget(s);
+    s->database = 0;
+    s->protocol = 2;
+    s->name[0] = 0;
+    s->authenticated = !context->password_needed;
+    buffer_text(answer, "+RESET\r\n");
+    return answered();
+}
+
+static void reply_client_line(const struct session *s, struct buffer *answer) {
+    char text[TEXT_MAX];
+    int n = snprintf(text, sizeof text, "id=%llu addr=%s name=%s db=%u resp=%u flags=%s multi=%d\n",
+                     (unsigned long long)s->client_id, s->peer, s->name, s->database, s->protocol, s->in_multi ? "x" : "N",
+                     s->in_multi ? (int)s->multi_commands - 1 : -1);
+    reply_bulk(answer, text, (size_t)n);
+}
+
+static const char *const LATER_TEXT = "ERR %.*s is not supported through musidecar yet";
+
+static struct session_decision later(struct buffer *answer, const char *name, size_t length) {
+    char text[TEXT_MAX];
+    snprintf(text, sizeof text, LATER_TEXT, (int)(length < 128 ? length : 128), name);
+    return failed(answer, text);
+}
+
+static struct session_decision step_client(struct session *s, const struct resp_request *request, const uint8_t *bytes,
+                                           struct buffer *answer) {
+    struct word sub = word_at(request, bytes, 1);
+    char text[TEXT_MAX];
+    if (word_is(sub, "id")) {
+        reply_integer(answer, (long long)s->client_id);
+    } else if (word_is(sub, "getname")) {
+        if (s->name[0]) reply_bulk(answer, s->name, strlen(s->name));
+        else reply_null(s, answer);
+    } else if (word_is(sub, "setname") && request->argc == 3) {
+        struct word name = word_at(request, bytes, 2);
+        if (!name_allowed(name)) return failed(answer, NAME_TEXT);
+        name_set(s, name);
+        buffer_text(answer, "+OK\r\n");
+    } else if (word_is(sub, "info") || word_is(sub, "list")) {
+        reply_client_line(s, answer);
+    } else if (word_is(sub, "no-evict") || (word_is(sub, "reply") && request->argc == 3 && word_is(word_at(request, bytes, 2), "on")) ||
+               (word_is(sub, "tracking") && request->argc == 3 && word_is(word_at(request, bytes, 2), "off"))) {
+        buffer_text(answer, "+OK\r\n");
+    } else if (word_is(sub, "getredir")) {
+        reply_integer(answer, -1);
+    } else if (word_is(sub, "setinfo") || word_is(sub, "no-touch") || sub.length > 16) { /* came with Redis 7.2 */
+        snprintf(text, sizeof text, "ERR unknown subcommand '%.*s'. Try CLIENT HELP.", (int)(sub.length < 128 ? sub.length : 128), sub.text);
+        return failed(answer, text);
+    } else {
+        int n = snprintf(text, sizeof text, "CLIENT %.*s", (int)sub.length, sub.text);
+        char name[64];
+        memcpy(name, text, (size_t)n < sizeof name ? (size_t)n : sizeof name);
+        return later(answer, name, (size_t)n < sizeof name ? (size_t)n : sizeof name);
+    }
+    return answered();
+}
+
+/* ---- transactions ---------------------------------------------------------------------------------------------- */
+
+static struct session_decision multi_answer(struct session *s, bool more, struct buffer *answer, const char *line) {
+    if (!more && buffer_length(&s->deferred) == 0) {
+        buffer_text(answer, line);
+        s->multi_answered = s->multi_commands;
+        return answered();
+    }
+    buffer_text(&s->deferred, line);
+    if (!more) {
+        session_pause(s, answer);
+        return answered();
+    }
+    return (struct session_decision){.verdict = SESSION_NOTHING};
+}
+
+bool session_pause(struct session *s, struct buffer *answer) {
+    if (buffer_length(&s->deferred) == 0) return false;
+    buffer_append(answer, buffer_bytes(&s->deferred), buffer_length(&s->deferred));
+    buffer_clear(&s->deferred);
+    s->multi_answered = s->multi_commands;
+    return true;
+}
+
+static struct session_decision multi_fail(struct session *s, bool more, struct buffer *answer, const char *line) {
+    s->multi_broken = true;
+    buffer_clear(&s->block);
+    return multi_answer(s, more, answer, line);
+}
+
+static struct session_decision step_exec(struct session *s, const uint8_t *bytes, size_t length, struct buffer *answer) {
+    if (s->multi_broken) {
+        session_pause(s, answer);
+        multi_forget(s);
+        return failed(answer, "EXECABORT Transaction discarded because of previous errors.");
+    }
+    buffer_append(&s->block, bytes, length);
+    buffer_clear(&s->deferred); /* the backend's own answers take their place */
+    struct session_decision d = {.verdict = SESSION_SUBMIT,
+                                 .bytes = buffer_bytes(&s->block),
+                                 .length = buffer_length(&s->block),
+                                 .writes = s->multi_writes,
+                                 .replies = s->multi_commands + 1,
+                                 .swallow = s->multi_answered,
+                                 .database_after = s->multi_database,
+                                 .loses_database = s->multi_database >= 0};
+    s->in_multi = s->multi_writes = false; /* the block stays in its place until the next transaction */
+    s->multi_commands = s->multi_answered = 0;
+    s->multi_database = -1;
+    return d;
+}
+
+static bool multi_select(struct session *s, const struct session_context *context, struct word w) {
+    long long database;
+    if (!word_number(w, &database) || database < 0 || database >= (long long)context->databases) return false;
+    s->multi_database = (int32_t)database;
+    return true;
+}
+
+/* A command inside MULTI ... EXEC. */
+static struct session_decision step_queue(struct session *s, const struct session_context *context,
+                                          const struct command_info *info, const struct resp_request *request,
+                                          const uint8_t *bytes, bool more, struct buffer *answer) {
+    switch ((enum command_action)info->action) {
+        case ACTION_EXEC: return step_exec(s, bytes, request->length, answer);
+        case ACTION_DISCARD:
+            session_pause(s, answer);
+            multi_forget(s);
+            buffer_text(answer, "+OK\r\n");
+            return answered();
+        case ACTION_RESET: session_pause(s, answer); return step_reset(s, context, answer);
+        default: break;
+    }
+    s->multi_commands++;
+    if (info->action == ACTION_MULTI) {
+        s->multi_commands--;
+        session_pause(s, answer);
+        return failed(answer, "ERR MULTI calls can not be nested");
+    }
+    if (strcmp(info->name, "watch") == 0) {
+        s->multi_commands--;
+        session_pause(s, answer);
+        return failed(answer, "ERR WATCH inside MULTI is not allowed");
+    }
+    bool carried = info->way == WAY_READ || info->way == WAY_WRITE || info->blocking || info->action == ACTION_WAIT ||
+                   info->action == ACTION_IF_BLOCK || info->action == ACTION_UNWATCH;
+    if (info->action == ACTION_SELECT) {
+        carried = multi_select(s, context, word_at(request, bytes, 1));
+        if (!carried) return multi_fail(s, more, answer, "-ERR DB index is out of range\r\n");
+    }
+    if (!carried || !info->in_multi) {
+        char line[TEXT_MAX];
+        snprintf(line, sizeof line, "-ERR %s is not supported inside a transaction through musidecar\r\n", info->name);
+        return multi_fail(s, more, answer, line);
+    }
+    if (buffer_length(&s->block) + request->length > context->block_bytes_max)
+        return multi_fail(s, more, answer, "-ERR transaction too large\r\n");
+    if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT) s->multi_writes = true;
+    if (!s->multi_broken) buffer_append(&s->block, bytes, request->length);
+    return multi_answer(s, more, answer, "+QUEUED\r\n");
+}
+
+static struct session_decision step_multi(struct session *s, const struct resp_request *request, const uint8_t *bytes,
+                                          bool more, struct buffer *answer) {
+    multi_forget(s);
+    s->in_multi = true;
+    s->multi_commands = 1;
+    buffer_append(&s->block, bytes, request->length);
+    return multi_answer(s, more, answer, "+OK\r\n");
+}
+
+/* ---- the request ----------------------------------------------------------------------------------------------- */
+
+static struct session_decision submit(const struct resp_request *request, const uint8_t *bytes, bool writes) {
+    return (struct session_decision){.verdict = SESSION_SUBMIT,
+                                     .bytes = bytes,
+                                     .length = request->length,
+                                     .writes = writes,
+                                     .replies = 1,
+                                     .database_after = -1};
+}
+
+static struct session_decision travel(const struct command_info *info, const struct resp_request *request,
+                                      const uint8_t *bytes) {
+    struct session_decision d = submit(request, bytes, info->way != WAY_READ);
+    uint64_t body = info->action == ACTION_EVAL ? 1 : info->action == ACTION_SCRIPT_LOAD ? 2 : 0;
+    if (body > 0 && request->argc > body) {
+        struct word w = word_at(request, bytes, body);
+        d.script = (const uint8_t *)w.text;
+        d.script_length = w.length;
+        d.writes = true; /* the body must be in the log before an EVALSHA can name it */
+    }
+    d.flushes_scripts = info->action == ACTION_SCRIPT_FLUSH;
+    return d;
+}
+
+static struct session_decision step_state(struct session *s, const struct session_context *context,
+                                          const struct command_info *info, const struct resp_request *request,
+                                          const uint8_t *bytes, bool more, struct buffer *answer) {
+    struct session_decision d;
+    switch ((enum command_action)info->action) {
+        case ACTION_SELECT: return step_select(s, context, word_at(request, bytes, 1), answer);
+        case ACTION_HELLO: return step_hello(s, context, request, bytes, answer);
+        case ACTION_AUTH: return verify(s, bytes, request->length, 0);
+        case ACTION_MULTI: return step_multi(s, request, bytes, more, answer);
+        case ACTION_EXEC: return failed(answer, "ERR EXEC without MULTI");
+        case ACTION_DISCARD: return failed(answer, "ERR DISCARD without MULTI");
+        case ACTION_UNWATCH: buffer_text(answer, "+OK\r\n"); return answered();
+        case ACTION_QUIT:
+            buffer_text(answer, "+OK\r\n");
+            d = answered();
+            d.close = true;
+            return d;
+        case ACTION_RESET: return step_reset(s, context, answer);
+        case ACTION_WAIT: reply_integer(answer, context->followers); return answered();
+        case ACTION_CLIENT: return step_client(s, request, bytes, answer);
+        default: return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
+    }
+}
+
+struct session_decision session_step(struct session *s, const struct session_context *context,
+                                     const struct resp_request *request, const uint8_t *bytes, bool more,
+                                     struct buffer *answer) {
+    const struct command_info *info = NULL;
+    enum command_verdict verdict = command_lookup(context->commands, request, bytes, &info);
+    bool open_to_all = verdict == COMMAND_OK && info->no_auth;
+    if (!s->authenticated && !open_to_all) return failed(answer, "NOAUTH Authentication required.");
+    if (verdict != COMMAND_OK) {
+        char line[TEXT_MAX];
+        size_t n = command_error(verdict, info, request, bytes, line, sizeof line - 1);
+        line[n] = 0;
+        if (!s->in_multi) {
+            buffer_append(answer, line, n);
+            return answered();
+        }
+        s->multi_commands++;
+        return multi_fail(s, more, answer, line);
+    }
+    if (s->in_multi && info->action != ACTION_QUIT)
+        return step_queue(s, context, info, request, bytes, more, answer);
+    switch ((enum command_way)info->way) {
+        case WAY_SESSION: return step_state(s, context, info, request, bytes, more, answer);
+        case WAY_ADMIN: {
+            struct session_decision d = submit(request, bytes, false);
+            d.verdict = SESSION_ADMIN;
+            return d;
+        }
+        case WAY_REFUSE: {
+            char text[TEXT_MAX];
+            snprintf(text, sizeof text, "ERR %s is refused: musidecar decides which node leads and what its backend replicates", info->name);
+            return failed(answer, text);
+        }
+        case WAY_LATER: return later(answer, info->name, strlen(info->name));
+        default: break;
+    }
+    if (context->busy)
+        return failed(answer, "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.");
+    if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return later(answer, "a BLOCK option", 14);
+    return travel(info, request, bytes);
+}
