@@ -6,8 +6,11 @@
  * A record validates itself. It is the record wanted at (index, position, prev_hash) of a log only if the header says
  * so, the checksum over header and payload is right and the tail word, which is written last, matches. Whatever does
  * not validate is an empty slot: torn, of a previous lap, of another cluster, or left by a deposed leader behind another
- * prefix. The chain of running hashes covers contents (index, kind, flags, origin, payload) but not ballots, so a record
- * adopted under a new ballot keeps its hash.
+ * prefix. The chain of running hashes covers contents (index, kind, flags, origin, payload) but not the ballot.
+ *
+ * A record never changes once it is proposed: a later leader that adopts it copies it as it is, under the ballot of the
+ * leader that proposed it. Rewriting a record in place to raise its ballot would tear, if the writer died meanwhile, a
+ * copy that a majority may have counted on; with five members that loses a decided record.
  */
 #ifndef MUSIDECAR_RECORD_H
 #define MUSIDECAR_RECORD_H
@@ -59,19 +62,29 @@ static inline uint64_t record_span(uint64_t payload_bytes) {
     return (raw + RECORD_ALIGN - 1) & ~(uint64_t)(RECORD_ALIGN - 1);
 }
 
+/* Bytes of a record from its header to the end of its tail word, which is aligned: what has to be written. */
+static inline uint64_t record_bytes(uint64_t payload_bytes) {
+    uint64_t raw = sizeof(struct record_header) + payload_bytes;
+    return ((raw + 7) & ~(uint64_t)7) + RECORD_TAIL_BYTES;
+}
+
 /* The tail word of a record: written last, with release, after header and payload. */
 uint64_t record_tail(const struct record_header *header);
+/* Stores the tail word behind the payload of a sealed record. */
+void record_close(struct record_header *header);
 
 /* Fills payload_crc and crc of a header whose other fields are set. */
 void record_seal(struct record_header *header, const void *payload, uint64_t salt);
-/* Sets a new ballot and commit on a sealed record (adoption) without reading the payload again. */
-void record_reballot(struct record_header *header, uint64_t ballot, uint64_t commit, uint64_t salt);
 
 /* Running hash of the log after this record. */
 uint64_t record_hash(const struct record_header *header);
 
 /* Does the slot at `slot` (header, payload, tail; `room` readable bytes) hold the record wanted? */
 bool record_valid(const void *slot, uint64_t room, uint64_t index, uint64_t prev_hash, uint64_t salt);
+/* The same without looking at the payload: enough to believe the header. */
+bool record_headed(const void *slot, uint64_t room, uint64_t index, uint64_t prev_hash, uint64_t salt);
+/* Does it hold a whole record with this index, whatever prefix it stands behind? */
+bool record_whole(const void *slot, uint64_t room, uint64_t index, uint64_t salt);
 
 static inline const uint8_t *record_payload(const struct record_header *header) {
     return (const uint8_t *)(header + 1);
