@@ -1,18 +1,67 @@
 # musidecar: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+
 PY := .venv/bin/python
+CC ?= gcc
+C_FILES := $(shell find ffi protocols tests musidecar/bench -name '*.c' 2>/dev/null | sort)
+CORE_FILES := $(wildcard ffi/core/*.c ffi/fabric/*.c ffi/engine/*.c protocols/*/*.c)
+C_FLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -I. -Iffi
+PYTEST := $(PY) -m pytest
 
-.PHONY: help setup build
+.PHONY: help setup build demo test test-all bench lint asan ubsan tsan sanitize clean
+
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F':.*## ' '/^[a-z -]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/.ready ## .venv with everything in it, Debian packages where they are missing
-
-.venv/.ready: tools/setup pyproject.toml
+setup: ## .venv with everything in it; Debian packages where they are missing
 	@tools/setup
-	@touch $@
 
-build: .venv/.ready ## Compile the C code again into the installed package
+.venv/bin/musidecar:
+	@tools/setup
+
+build: .venv/bin/musidecar ## Compile the C code again, where it changed
 	@mkdir -p build
 	@flock build/.lock $(PY) setup.py -q build_ext --inplace
+
+demo: build ## See a node die and nothing get lost
+	@.venv/bin/musidecar demo
+
+test: build ## Unit, simulator and fault tests (under 30 minutes on 2 cores)
+	$(PYTEST) -m "not slow"
+
+test-all: build ## And the slow ones
+	$(PYTEST) tests
+
+bench: build ## Beside redis-server, HAProxy, twemproxy and WAIT, as ratios
+	@tools/setup --bench
+	@mkdir -p bench/results
+	.venv/bin/musidecar bench proxy
+
+lint: build ## ruff, mypy, and the compiler with every warning an error
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	@printf '%s\n' $(C_FILES) | xargs -P 2 -I{} $(CC) $(C_FLAGS) -O2 -c {} -o /dev/null
+	@echo "C: $(words $(C_FILES)) files without a warning"
+
+# The native drivers (tests/native: replicas as threads over one mapping) and the parsers' fuzz mains (tests/fuzz), built
+# with a sanitizer and run. TSan sees nothing across processes, so threads it is.
+NATIVE := $(wildcard tests/native/*.c tests/fuzz/*.c)
+SANITIZE_asan := address
+SANITIZE_ubsan := undefined
+SANITIZE_tsan := thread
+
+asan ubsan tsan: ## Run the native test drivers under this sanitizer
+	@[ -n "$(NATIVE)" ] || { echo "$@: nothing in tests/native and tests/fuzz"; exit 1; }
+	@mkdir -p build/$@
+	@for file in $(NATIVE); do \
+	    driver=build/$@/$$(basename $$file .c); \
+	    echo "$@: $$file"; \
+	    $(CC) $(C_FLAGS) -O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE_$@) -fno-sanitize-recover=all \
+	        -o $$driver $$file $(CORE_FILES) -lpthread -lm && $$driver || exit 1; \
+	done
+
+sanitize: asan ubsan tsan ## All three
+
+clean: ## Everything that was built, and .venv
+	rm -rf build dist .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis ffi/*.so

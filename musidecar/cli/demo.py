@@ -16,8 +16,9 @@ def verb(backend: str) -> None:
 
     Exit code 0 only if nothing acknowledged is missing, nothing was done twice, and all servers hold the same data.
     """
-    from musidecar import demo
     from musidecar.local import check_backend
 
     check_backend(backend)
+    from musidecar import demo
+
     sys.exit(demo.run(backend=backend))

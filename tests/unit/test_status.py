@@ -1,0 +1,80 @@
+"""What `status` makes of the nodes' answers. The answers are data here; tests/fault asks real nodes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from musidecar.config import Cluster, parse
+from musidecar.status import LAG_RECORDS, problems, table
+
+
+@pytest.fixture
+def config() -> Cluster:
+    nodes = [
+        {"id": i, "client": f"127.0.0.1:{6999 + i}", "backend": {"socket": f"{i}.sock", "spawn": True}}
+        for i in (1, 2, 3)
+    ]
+    cluster = {"name": "c", "secret_file": "s", "directory": "."}
+    return parse({"cluster": cluster, "nodes": nodes}, Path("/d/cluster.toml"))
+
+
+def snapshot(**changes: dict[str, Any]) -> dict[str, Any]:
+    """A healthy cluster led by node 1; `n2={...}` changes node 2."""
+    nodes = []
+    for i in (1, 2, 3):
+        node = {"id": i, "role": "leader" if i == 1 else "follower", "client": f"127.0.0.1:{6999 + i}", "serving": True}
+        node |= {"backend": f"/d/{i}.sock", "pid": 100 + i, "backend_pid": 200 + i, "commit": 9, "applied": 9}
+        node |= {"log_hash": "ab", "hash_index": 9, "incarnation": 1, "term": 4}
+        nodes.append(node | changes.get(f"n{i}", {}))
+    leader = next((node["id"] for node in nodes if node["role"] == "leader"), None)
+    return {"cluster": "c", "leader": leader, "term": 4, "fabric": "shm", "nodes": nodes}
+
+
+DOWN = {"role": "down", "serving": False, "reason": "is not running"} | dict.fromkeys(
+    ("pid", "backend_pid", "commit", "applied", "log_hash", "hash_index", "incarnation", "term")
+)
+
+
+def test_healthy_has_no_problem(config: Cluster) -> None:
+    assert problems(snapshot(), config) == []
+
+
+def test_a_dead_node_comes_with_the_line_that_brings_it_back(config: Cluster) -> None:
+    (found,) = problems(snapshot(n2=DOWN), config)
+    assert found.text == "node 2 is not running"
+    assert found.remedy == "musidecar run --config /d/cluster.toml --node 2"
+
+
+def test_a_stopped_node_is_not_started_twice(config: Cluster) -> None:
+    (found,) = problems(snapshot(n2=DOWN | {"reason": "runs, but does not answer: timed out"}), config)
+    assert "musidecar run" not in found.remedy
+
+
+def test_no_majority_is_said_first(config: Cluster) -> None:
+    found = problems(snapshot(n2=DOWN, n1=DOWN), config)
+    assert found[0].text == "only 1 of 3 nodes run: writes and reads wait for 2"
+    assert len(found) == 3
+
+
+def test_no_leader(config: Cluster) -> None:
+    found = problems(snapshot(n1={"role": "follower"}), config)
+    assert "no leader" in found[0].text
+
+
+def test_lag_and_different_logs(config: Cluster) -> None:
+    found = problems(snapshot(n1={"commit": LAG_RECORDS + 10, "applied": LAG_RECORDS + 10}), config)
+    assert [p.text for p in found] == [f"node {i} is {LAG_RECORDS + 1} records behind" for i in (2, 3)]
+    (found_hash,) = problems(snapshot(n3={"log_hash": "cd"}), config)
+    assert found_hash.text == "the logs of nodes 1 2 and 3 differ at record 9"
+    assert problems(snapshot(n3={"log_hash": "cd", "hash_index": 8}), config) == []
+
+
+def test_table_shows_every_node() -> None:
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table(snapshot(n2=DOWN)))
+    text = captured.get()
+    for part in ("leader", "follower", "down", "127.0.0.1:7002", "203", "term 4"):
+        assert part in text
