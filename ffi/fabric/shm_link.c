@@ -142,7 +142,7 @@ static void end_notice(struct shm_link *link) {
     atomic_store(&link->notice_stop, true);
     const struct timespec pause = {.tv_nsec = 200 * 1000};
     while (!atomic_load(&link->notice_ended)) { /* it may be just about to sleep: call until it heard */
-        shm_notice_recall(link->control);
+        shm_notice_recall(link->control, link->shm->config.self);
         nanosleep(&pause, NULL);
     }
     CHECK(pthread_join(link->notice, NULL) == 0);
@@ -191,7 +191,7 @@ void shm_free(struct shm *s) {
     }
     shm_reap(s);
     if (s->log) munmap(s->log, s->config.log_bytes);
-    /* A live thread that holds the mutex has it in its list of robust mutexes: then the page stays. */
+    /* A live thread that holds the mutexes has them in its list of robust mutexes: then the page stays. */
     if (s->background && unmap) munmap(s->background, s->background_memory_bytes);
     close_fd(s->fds.log);
     close_fd(s->fds.background);
@@ -290,7 +290,7 @@ static void ring(int doorbell) {
 
 static void *wait_for_death(void *argument) {
     struct shm_link *link = argument;
-    if (shm_notice_wait(link->control, &link->notice_stop)) {
+    if (shm_notice_wait(link->control, link->shm->config.self, &link->notice_stop)) {
         atomic_store(&link->dead, true);
         atomic_fetch_or(&link->shm->newly_dead, 1u << link->peer);
         ring(link->shm->fds.doorbell);

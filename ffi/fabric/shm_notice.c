@@ -11,8 +11,8 @@
 #endif
 
 /* The futex word: owner's thread id | FUTEX_WAITERS | FUTEX_OWNER_DIED, by the kernel's robust futex ABI. */
-static _Atomic uint32_t *life_word(struct shm_control *control) {
-    return (_Atomic uint32_t *)(void *)&control->life.__data.__lock;
+static _Atomic uint32_t *life_word(struct shm_control *control, uint32_t peer) {
+    return (_Atomic uint32_t *)(void *)&control->lives[peer].__data.__lock;
 }
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t value) {
@@ -27,44 +27,45 @@ int shm_notice_init(struct shm_control *own) {
     if (error) return error;
     error = pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
     if (!error) error = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
-    if (!error) error = pthread_mutex_init(&own->life, &attributes);
+    for (uint32_t peer = 0; !error && peer < own->identity.nodes; peer++) {
+        error = pthread_mutex_init(&own->lives[peer], &attributes);
+    }
     pthread_mutexattr_destroy(&attributes);
     return error;
 }
 
 int shm_notice_enter(struct shm_control *own) {
-    int error = pthread_mutex_trylock(&own->life);
-    if (error) return error;
+    for (uint32_t peer = 0; peer < own->identity.nodes; peer++) {
+        int error = pthread_mutex_trylock(&own->lives[peer]);
+        if (error) return error; /* the first already: somebody has entered */
+    }
     atomic_store(&own->permission.state, SHM_OPEN);
     /* Who came before us sleeps on the word's former value, 0. */
-    futex_wake_all(life_word(own));
+    for (uint32_t peer = 0; peer < own->identity.nodes; peer++) futex_wake_all(life_word(own, peer));
     return 0;
 }
 
 bool shm_notice_leave(struct shm_control *own, bool entered, pthread_t enterer) {
-    _Atomic uint32_t *word = life_word(own);
+    bool held = entered && !(atomic_load(life_word(own, 0)) & FUTEX_OWNER_DIED);
+    bool here = held && pthread_equal(enterer, pthread_self());
     atomic_store(&own->permission.state, SHM_CLOSED);
-    if (entered && !(atomic_load(word) & FUTEX_OWNER_DIED)) {
-        if (!pthread_equal(enterer, pthread_self())) {
-            futex_wake_all(word);
-            return false;
-        }
-        pthread_mutex_unlock(&own->life);
+    for (uint32_t peer = 0; peer < own->identity.nodes; peer++) {
+        _Atomic uint32_t *word = life_word(own, peer);
+        if (here) pthread_mutex_unlock(&own->lives[peer]);
+        /* Nobody takes the mutex again, so the word is ours to spend: a waiter about to sleep on its former value must
+         * not. */
+        if (here || !held) atomic_store(word, FUTEX_OWNER_DIED);
+        futex_wake_all(word);
     }
-    /* Nobody takes the mutex again, so the word is ours to spend: a waiter about to sleep on its former value must not. */
-    atomic_store(word, FUTEX_OWNER_DIED);
-    futex_wake_all(word);
-    return true;
+    return here || !held;
 }
 
-bool shm_notice_wait(struct shm_control *peer, const _Atomic bool *stop) {
-    _Atomic uint32_t *word = life_word(peer);
+bool shm_notice_wait(struct shm_control *peer, uint32_t self, const _Atomic bool *stop) {
+    _Atomic uint32_t *word = life_word(peer, self);
     while (!atomic_load(stop)) {
         uint32_t value = atomic_load(word);
         if (value & FUTEX_OWNER_DIED || atomic_load(&peer->permission.state) == SHM_CLOSED) {
-            /* The kernel wakes one waiter only: pass it on. */
-            atomic_store(&peer->permission.state, SHM_CLOSED);
-            futex_wake_all(word);
+            atomic_store(&peer->permission.state, SHM_CLOSED); /* for those who have not been told yet */
             return true;
         }
         if (value & FUTEX_TID_MASK && !(value & FUTEX_WAITERS)) {
@@ -76,4 +77,4 @@ bool shm_notice_wait(struct shm_control *peer, const _Atomic bool *stop) {
     return false;
 }
 
-void shm_notice_recall(struct shm_control *peer) { futex_wake_all(life_word(peer)); }
+void shm_notice_recall(struct shm_control *peer, uint32_t self) { futex_wake_all(life_word(peer, self)); }

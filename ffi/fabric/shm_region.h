@@ -5,7 +5,7 @@
  *   background memfd   [ background_bytes, rounded up to pages | struct shm_control ]
  *
  * Invariants: the grant word is written by the owner's thread alone; hazards[w] by writer w alone (by the owner only
- * once w is proved dead); the mutex is held by the owner's engine thread from shm_enter() until it ends, and by nobody
+ * once w is proved dead); the mutexes are held by the owner's engine thread from shm_enter() until it ends, and by nobody
  * else, ever. Words of different writers share no cache line, nor the pair of lines that a prefetcher fetches.
  */
 #ifndef MUSIDECAR_SHM_REGION_H
@@ -54,7 +54,9 @@ struct shm_control {
     struct shm_permission permission;
     struct shm_hazard hazards[FABRIC_NODES_MAX];
     struct shm_barred barred[FABRIC_NODES_MAX];
-    _Alignas(SHM_LINE) pthread_mutex_t life; /* robust, process-shared: its owner's death is the notice */
+    /* Robust, process-shared, held by the owner; lives[p] is for peer p to wait on. One each, because the kernel wakes
+     * one waiter of a dead thread's mutex, and that one may be dying itself. */
+    _Alignas(SHM_LINE) pthread_mutex_t lives[FABRIC_NODES_MAX];
 };
 
 #define SHM_NOBODY UINT32_MAX
