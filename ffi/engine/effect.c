@@ -15,19 +15,16 @@
 
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
-bool stream_open(struct engine *e, const char *replid, uint64_t offset) {
+bool stream_open(struct engine *e, bool full, uint64_t offset) {
     struct stream *s = &e->stream;
     stream_close(e);
     int fd = backend_connect(e);
     if (fd < 0) return false;
     s->socket.source.fd = fd;
     s->stage = STREAM_LINES;
-    s->wants_full = replid == NULL;
+    s->wants_full = full;
     s->lines_left = append_auth(e, &s->socket.out) + 1;
     append_command(&s->socket.out, 5, "REPLCONF", "capa", "eof", "capa", "psync2");
-    char next[32];
-    snprintf(next, sizeof next, "%llu", (unsigned long long)(offset + 1));
-    append_command(&s->socket.out, 3, "PSYNC", replid ? replid : "?", replid ? next : "-1");
     s->cut_offset = offset;
     source_watch(e, &s->socket.source, EPOLLIN);
     size_t written;
@@ -43,6 +40,16 @@ void stream_close(struct engine *e) {
     buffer_trim(&s->effects, 16u << 20);
     s->stage = STREAM_CLOSED;
     e->cut.active = false;
+}
+
+/* Only now: Redis refuses a PSYNC behind which answers are still to be sent. */
+static bool stream_psync(struct engine *e) {
+    struct stream *s = &e->stream;
+    char next[32];
+    size_t written;
+    snprintf(next, sizeof next, "%llu", (unsigned long long)(s->cut_offset + 1));
+    append_command(&s->socket.out, 3, "PSYNC", s->wants_full ? "?" : e->feed.told_replid, s->wants_full ? "-1" : next);
+    return socket_flush(e, &s->socket, buffer_length(&s->socket.out), &written);
 }
 
 static void stream_ack(struct engine *e) {
@@ -114,7 +121,7 @@ static bool stream_line(struct engine *e, const char *line) {
     if (s->stage == STREAM_LINES) {
         if (s->lines_left == 0) return stream_answer(e, line);
         s->lines_left--;
-        return line[0] == '+';
+        return line[0] == '+' && (s->lines_left > 0 || stream_psync(e));
     }
     if (strncmp(line, "$EOF:", 5) == 0 && strlen(line) == 5 + REPLID_BYTES) {
         memcpy(s->mark, line + 5, REPLID_BYTES);

@@ -368,7 +368,7 @@ void shared_send(struct engine *e);
 void gates_release(struct engine *e);
 
 /* effect.c */
-bool stream_open(struct engine *e, const char *replid, uint64_t offset);
+bool stream_open(struct engine *e, bool full, uint64_t offset); /* after `offset` of what the backend was last told, or anew */
 void stream_close(struct engine *e);
 void stream_event(struct engine *e, uint32_t events);
 void stream_tick(struct engine *e);

@@ -66,7 +66,7 @@ static void takeover_begin(struct engine *e) {
     if (e->log.epoch == 0) { /* the first leader: its backend's data is the cluster's */
         e->takeover = TAKE_ATTACH;
         backend_set(e, BACKEND_PROMOTING);
-        if (!shared_open(e) || !stream_open(e, NULL, 0)) backend_lost(e, "it does not take connections");
+        if (!shared_open(e) || !stream_open(e, true, 0)) backend_lost(e, "it does not take connections");
         return;
     }
     if (e->backend != BACKEND_FED) {
@@ -101,7 +101,7 @@ void takeover_promoted(struct engine *e) {
     e->counters.takeover_promoted_us = clock_ns() / 1000;
     e->takeover = TAKE_ATTACH;
     feed_stop(e);
-    if (!stream_open(e, e->feed.told_replid, e->log.effect_offset)) backend_lost(e, "it does not let itself be replicated from");
+    if (!stream_open(e, false, e->log.effect_offset)) backend_lost(e, "it does not let itself be replicated from");
 }
 
 void takeover_attached(struct engine *e, bool continued) {
