@@ -35,7 +35,6 @@ test-all: build ## And the slow ones
 
 bench: build ## Beside redis-server, HAProxy, twemproxy and WAIT, as ratios
 	@tools/setup --bench
-	@mkdir -p bench/results
 	.venv/bin/musidecar bench proxy
 
 lint: build ## ruff, mypy, and the compiler with every warning an error

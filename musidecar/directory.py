@@ -16,7 +16,7 @@ from typing import Self
 from musidecar.config import ConfigError
 
 # What a cluster leaves in its folder: all that reclaiming one removes.
-_LEFT = ("*.log", "*.sock", "*.rdb", "*.lock", "redis-*", "cluster.toml", "secret")
+_LEFT = ("*.log", "*.sock", "*.rdb", "*.lock", "redis-*", "mesh", "cluster.toml", "secret")
 _DYING_S = 5.0  # the nodes of a killed cluster are gone by then
 
 

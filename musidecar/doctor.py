@@ -7,19 +7,20 @@ import platform
 import re
 import resource
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musidecar.config import Backend, Cluster, ConfigError, Limits, Node
+from musidecar.config import Backend, Cluster, ConfigError, Limits, Node, split_address
+from musidecar.directory import ensure_private, is_held, node_lock
 
 if TYPE_CHECKING:
-    import redis
+    from musidecar.protocols.redis.admin import Address, Connection
 
-REDIS_OLDEST = (6, 2)
-REDIS_TESTED = (7, 0)
+REDIS_TESTED = (7, 0)  # older ones are refused by the driver too
 FILES_SPARE = 64  # descriptors of a node that are not clients
 BACKEND_ANSWER_S = 3.0
 
@@ -158,18 +159,14 @@ def _redis_server(binary: str) -> Check:
 
 def _redis_version(name: str, version: str, text: str) -> Check:
     number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if number < REDIS_OLDEST:
-        return Check(name, "bad", text, f"use {'.'.join(map(str, REDIS_OLDEST))} or later")
+    if number < REDIS_TESTED:
+        return Check(name, "bad", text, f"use {'.'.join(map(str, REDIS_TESTED))} or later")
     if number != REDIS_TESTED:
         return Check(name, "note", f"{text}: not tested; {'.'.join(map(str, REDIS_TESTED))} is")
     return Check(name, "ok", text)
 
 
 def _port_free(address: str, remedy: str) -> Check:
-    import socket
-
-    from musidecar.config import split_address
-
     host, port = split_address(address)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -194,8 +191,6 @@ def _secret(config: Cluster) -> Check:
 
 
 def _directory(config: Cluster) -> Check:
-    from musidecar.directory import ensure_private
-
     if not config.directory.exists():
         return Check("directory", "ok", f"{config.directory} will be made")
     try:
@@ -206,8 +201,6 @@ def _directory(config: Cluster) -> Check:
 
 
 def _node_port(config: Cluster, node: Node) -> Check:
-    from musidecar.directory import is_held, node_lock
-
     if is_held(node_lock(config.directory, node.id)):
         return Check(f"node {node.id}", "ok", f"runs, clients at {node.client}")
     free = _port_free(node.client, f"choose another nodes[{node.index}].client")
@@ -220,76 +213,59 @@ def _backend(config: Cluster, node: Node) -> Iterator[Check]:
         found = _redis_server(node.backend.binary)
         yield Check(name, found.verdict, f"{found.text}, started with the node", found.remedy)
         return
-    import redis
+    from musidecar.protocols.redis.admin import BackendError, Connection
 
     try:
-        client = _connect(node.backend)
-        info: dict[str, Any] = dict(client.info())
+        address = _address(node.backend)
     except ConfigError as error:
         yield Check(name, "bad", str(error))
         return
-    except redis.AuthenticationError as error:
-        yield Check(name, "bad", f"{node.backend.place}: {error}", "check user and password_file")
-        return
-    except (redis.RedisError, OSError) as error:
-        yield Check(name, "bad", f"{node.backend.place}: {error}", "start it, or correct the address")
-        return
-    version = str(info.get("redis_version", "0"))
-    yield _redis_version(name, version, f"{node.backend.place}, version {version}")
     try:
-        yield from _attached(config, node, client, info)
-    except redis.RedisError as error:
-        yield Check(name, "bad", str(error), "the user needs +config +info +dbsize +replicaof +psync +role")
-    finally:
-        client.close()
+        with Connection(address, BACKEND_ANSWER_S) as connection:
+            info = connection.info("server")
+            version = info.get("redis_version", "0")
+            yield _redis_version(name, version, f"{address}, version {version}")
+            yield from _attached(config, node, connection, info)
+    except BackendError as error:
+        yield Check(name, "bad", str(error), "start it, or correct its address, user and password_file")
 
 
-def _connect(backend: Backend) -> redis.Redis:
-    import redis
+def _address(backend: Backend) -> Address:
+    from musidecar.protocols.redis.admin import Address
 
-    from musidecar.config import split_address
-
-    common: dict[str, Any] = {
-        "username": backend.user,
-        "password": backend.password(),
-        "socket_timeout": BACKEND_ANSWER_S,
-        "socket_connect_timeout": BACKEND_ANSWER_S,
-        "decode_responses": True,
-    }
+    user, password = backend.user or "", backend.password() or ""
     if backend.socket is not None:
-        return redis.Redis(unix_socket_path=str(backend.socket), **common)
+        return Address(path=str(backend.socket), user=user, password=password)
     host, port = split_address(backend.address)
-    return redis.Redis(host=host, port=port, **common)
+    return Address(host=host, port=port, user=user, password=password)
 
 
-def _attached(config: Cluster, node: Node, client: redis.Redis, info: dict[str, Any]) -> Iterator[Check]:
-    """A server that runs already: its data, what it replicates, what will be set on it."""
+def _attached(config: Cluster, node: Node, connection: Connection, info: dict[str, str]) -> Iterator[Check]:
+    """A server that runs already: its data, its role, what will be set on it."""
+    from musidecar.protocols.redis.driver import count_keys, wanted_settings
+
     name = f"node {node.id} backend"
-    keys = sum(int(entry["keys"]) for key, entry in info.items() if re.fullmatch(r"db\d+", key))
+    keys = count_keys(connection)
+    if is_held(node_lock(config.directory, node.id)):
+        yield Check(name, "ok", f"{keys} keys; its node runs")
+        return
     if node.id == config.seed:
         yield Check(name, "ok", f"{keys} keys: the cluster starts with them (seed)")
     elif keys:
-        remedy = f"musidecar run --config {config.path} --node {node.id} --replace-data (its {keys} keys are lost)"
-        yield Check(name, "bad", f"{keys} keys of its own, to be replaced by node {config.seed}'s", remedy)
-    if int(info.get("cluster_enabled", 0)):
-        yield Check(name, "bad", "runs in cluster mode", "restart it with cluster-enabled no")
-    if int(info.get("connected_slaves", 0)):
-        yield Check(name, "note", "has replicas already: they are fed as before, and count for nothing here")
-    yield from _settings(name, client)
-
-
-def _settings(name: str, client: redis.Redis) -> Iterator[Check]:
-    try:
-        from musidecar.protocols.redis.driver import WANTED_SETTINGS
-    except ImportError as error:
-        yield Check(name, "bad", f"no driver: {error}", "install musidecar again")
-        return
-    changes = []
-    for key, wanted in dict(WANTED_SETTINGS).items():
-        current: Any = client.config_get(key)
-        if str(current.get(key)) != str(wanted):
-            changes.append(f"CONFIG SET {key} {wanted!s} (now {current.get(key)})")
+        remedy = f"musidecar run --config {config.path} --node {node.id} --replace-data (and these keys are gone)"
+        yield Check(name, "bad", f"{keys} keys of its own, where node {config.seed}'s data is to go", remedy)
+    if info.get("redis_mode") != "standalone":
+        yield Check(name, "bad", f"runs in {info.get('redis_mode')} mode", "restart it with cluster-enabled no")
+    if connection.call("ROLE")[0] != b"master":
+        yield Check(name, "bad", "is a replica of another server", "REPLICAOF NO ONE, or take that server instead")
+    settings = connection.config()
+    changes = wanted_settings(settings, config.timing.backend_timeout_ms, "(a token)")
+    for key, value in changes.items():
+        text = f"the sidecar will CONFIG SET {key} {value or repr('')} (now {_shown(settings, key)})"
+        yield Check(name, "note", text)
     if not changes:
         yield Check(name, "ok", "no setting needs to be changed")
-    for change in changes:
-        yield Check(name, "note", f"the sidecar will {change}")
+
+
+def _shown(settings: dict[str, str], key: str) -> str:
+    return "hidden" if key == "masterauth" and settings.get(key) else settings.get(key) or "empty"
