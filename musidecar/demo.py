@@ -127,8 +127,8 @@ class _Demo:
 
     def _kill(self, leader: NodeStatus) -> int:
         self.say()
-        self.say(f"[bold]Now node {leader.id}, the leader, is killed[/]: kill -9 of its sidecar (pid {leader.pid}); its "
-                 f"Redis (pid {leader.backend_pid}) dies with it.")
+        self.say(f"[bold]Now node {leader.id}, the leader, is killed[/]: kill -9 of its sidecar (pid {leader.pid}); "
+                 f"its Redis (pid {leader.backend_pid}) dies with it.")
         return self.bed.kill(leader)
 
     def _stages(self, after: ClusterStatus, history: History, signal_ns: int, killed: int) -> _Check:

@@ -159,7 +159,7 @@ def musidecar(
 ) -> subprocess.CompletedProcess[str]:
     """Runs one `musidecar` verb to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "musidecar", *arguments],
+        [sys.executable, "-P", "-m", "musidecar", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -199,6 +199,7 @@ class Testbed:
         come."""
         command = [
             sys.executable,
+            "-P",
             "-m",
             "musidecar",
             "local",
