@@ -253,7 +253,8 @@ size_t command_error(enum command_verdict verdict, const struct command_info *in
                      const uint8_t *bytes, char *out, size_t room) {
     CHECK(room >= 2 && verdict != COMMAND_OK);
     struct text text = {out, 0, room - 2};
-    append_string(&text, "-ERR ");
+    bool discards = verdict == COMMAND_ARITY && info->action == ACTION_EXEC; /* the transaction, if there is one */
+    append_string(&text, discards ? "-EXECABORT Transaction discarded because of: " : "-ERR ");
     if (verdict == COMMAND_UNKNOWN) {
         append_unknown(&text, request, bytes);
     } else if (verdict == COMMAND_UNKNOWN_SUB) {

@@ -65,6 +65,7 @@ bool command_blocks(const struct resp_request *request, const uint8_t *bytes);
  *   -ERR unknown command 'foo', with args beginning with: 'a' 'b' \r\n
  *   -ERR wrong number of arguments for 'get' command\r\n
  *   -ERR unknown subcommand 'foo'. Try CONFIG HELP.\r\n      (7.0.15's texts, its truncation rules included)
+ *   -EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n
  * Returns its length (at most `room`). */
 size_t command_error(enum command_verdict verdict, const struct command_info *info, const struct resp_request *request,
                      const uint8_t *bytes, char *out, size_t room);

@@ -137,18 +137,17 @@ static size_t feed_line(struct resp_reply *reply, const uint8_t *bytes, size_t a
         }
     }
     while (at < length) {
-        if (reply->line_length == sizeof reply->line) {
+        uint32_t n = reply->line_length;
+        char c = (char)bytes[at++];
+        if (n > 0 && reply->line[n - 1] == '\r') {
+            if (c != '\n' || !line_done(reply, reply->line, n - 1)) reply->stage = STAGE_BAD;
+            return at;
+        }
+        if (n == sizeof reply->line || c == '\n') {
             reply->stage = STAGE_BAD;
             return at;
         }
-        char c = (char)bytes[at++];
-        if (c != '\n') {
-            reply->line[reply->line_length++] = c;
-            continue;
-        }
-        uint32_t n = reply->line_length;
-        if (n == 0 || reply->line[n - 1] != '\r' || !line_done(reply, reply->line, n - 1)) reply->stage = STAGE_BAD;
-        return at;
+        reply->line[reply->line_length++] = c;
     }
     return at;
 }
