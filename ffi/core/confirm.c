@@ -15,8 +15,9 @@ void confirm_inspect(struct replica *r, uint32_t peer) {
     }
     if (p->stage == PEER_INSPECTED && !p->inspected && !p->inspecting && p->linked) {
         p->inspecting = true;
+        p->inspect_generation = p->generation;
         r->ops->post_read(r->fabric, peer, FABRIC_BACKGROUND, offsetof(struct replica_background, status), &p->inspect,
-                          sizeof p->inspect, post_id(POST_INSPECT, p->generation, 0));
+                          sizeof p->inspect, post_id(POST_INSPECT, p->link, 0));
     }
 }
 

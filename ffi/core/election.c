@@ -89,7 +89,7 @@ void election_sample(struct replica *r) {
         if (i == r->self || !p->linked || p->sampling) continue;
         p->sampling = true;
         r->ops->post_read(r->fabric, i, FABRIC_BACKGROUND, offsetof(struct replica_background, status), &p->sample,
-                          sizeof p->sample, post_id(POST_SAMPLE, 0, 0));
+                          sizeof p->sample, post_id(POST_SAMPLE, p->link, 0));
     }
 }
 

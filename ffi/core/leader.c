@@ -11,8 +11,14 @@ uint64_t replica_free_bytes(const struct replica *r) {
     return r->limit > r->last.position ? r->limit - r->last.position : 0;
 }
 
+/* What nobody but a NOOP may take: terms must open even behind a leader that left the ring full and uncommitted, several
+ * in a row if the first attempts come to nothing. */
+static uint64_t noop_reserve(const struct replica *r) {
+    return sooner(later(r->ring.bytes / 16, 2048), r->ring.bytes / 4);
+}
+
 static bool fits(const struct replica *r, enum record_kind kind, uint64_t span) {
-    uint64_t keep = kind == RECORD_COMMAND ? r->ring.bytes / 4 : 0;
+    uint64_t keep = kind == RECORD_COMMAND ? r->ring.bytes / 4 : noop_reserve(r);
     return replica_free_bytes(r) >= span + keep;
 }
 

@@ -43,7 +43,7 @@ void permission_ring(struct replica *r, uint32_t peer) {
     p->rung_us = r->now_us;
     uint64_t offset = offsetof(struct replica_background, requests) + r->self * sizeof(struct replica_request);
     r->ops->post_write(r->fabric, peer, FABRIC_BACKGROUND, offset, &p->request, sizeof p->request,
-                       post_id(POST_NOTE, 0, 0));
+                       post_id(POST_NOTE, p->link, 0));
     r->ops->wake(r->fabric, peer);
 }
 
@@ -55,7 +55,7 @@ static void serve(struct replica *r, uint32_t peer, uint64_t number) {
     uint64_t offset = offsetof(struct replica_background, acks) + r->self * sizeof(struct replica_ack);
     if (!r->peers[peer].linked) return;
     r->ops->post_write(r->fabric, peer, FABRIC_BACKGROUND, offset, &ack,
-                       offsetof(struct replica_ack, check) + sizeof ack.check, post_id(POST_NOTE, 0, 0));
+                       offsetof(struct replica_ack, check) + sizeof ack.check, post_id(POST_NOTE, r->peers[peer].link, 0));
     r->ops->wake(r->fabric, peer);
 }
 

@@ -111,12 +111,12 @@ static void background_completed(struct replica *r, uint32_t peer, const struct 
     if (kind == POST_INSPECT) {
         p->inspecting = false;
         bool status, progress;
-        if (done && (uint8_t)(c->id >> POST_VALUE_BITS) == p->generation) {
+        if (done && p->inspect_generation == p->generation) {
             p->inspected = (peer_view_whole(&p->inspect, &status, &progress), progress); /* torn: once more */
             if (progress) p->progress = p->inspect.progress;
         }
     }
-    if (!done) p->linked = false; /* broken until replica_peer_up() */
+    if (!done && (uint8_t)(c->id >> POST_VALUE_BITS) == p->link) p->linked = false; /* until replica_peer_up() */
 }
 
 bool replica_complete(struct replica *r) {
@@ -197,6 +197,7 @@ void replica_peer_up(struct replica *r, uint32_t peer, uint64_t now_us) {
     r->now_us = now_us;
     if (p->stage != PEER_APART) confirm_lose(r, peer); /* that was the former link */
     p->linked = true;
+    p->link++;
     p->known = false;
     p->rebase = true;
     p->retry_us = 0;

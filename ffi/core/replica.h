@@ -100,7 +100,8 @@ void replica_resign(struct replica *r, uint64_t now_us);
 enum replica_propose_error { REPLICA_NOT_LEADER = -1, REPLICA_FULL = -2, REPLICA_TOO_LARGE = -3 };
 
 /* A place in the own ring for a payload of up to `length_max` bytes, to be filled and then proposed with
- * replica_propose_reserved(); NULL when not leader, too long or no room. COMMANDs never take the ring's last quarter. */
+ * replica_propose_reserved() before anything else is called; NULL when not leader, too long or no room. COMMANDs never
+ * take the ring's last quarter, nothing but a term's NOOP its last sixteenth. */
 uint8_t *replica_reserve(struct replica *r, enum record_kind kind, uint32_t length_max);
 /* Both return the record's index (> 0) or an error. The outcome of an index is known when replica_commit() reaches it;
  * if the term ends first it is unknown and the record must never be proposed again. */

@@ -77,6 +77,7 @@ struct peer {
     /* what it says of itself */
     bool linked, known, alive, suspected, rebase; /* rebase: the next heartbeat read only sets the mark */
     bool sampling, inspecting;                    /* reads in flight */
+    uint8_t link;                                 /* counts replica_peer_up(): what was posted before may fail */
     uint64_t seen_us;                             /* its heartbeat last moved */
     uint64_t heartbeat;
     struct replica_status status;
@@ -90,6 +91,7 @@ struct peer {
     /* its log */
     enum peer_stage stage;
     uint8_t generation; /* completions of earlier sessions are not counted */
+    uint8_t inspect_generation; /* session in which the read of its progress was posted */
     bool headed, inspected, announced, pins; /* pins: its applied position holds the ring */
     uint32_t log_posts; /* in flight */
     struct cursor sent;
