@@ -1,0 +1,214 @@
+"""An RDB from one node to another: what a backend is filled with that the log alone cannot bring up.
+
+The asking node makes an authenticated connection of its own for each transfer and names the replication offset it
+needs. The serving node takes an RDB from its own Redis and passes it on in pieces as they come; length and SHA-256
+close it. Nothing is held in memory, and the file on the asking side has no name from the moment it is open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musidecar.mesh import Connection, Mesh, MeshError, Unreachable
+from musidecar.protocols.redis.admin import Address, BackendError
+from musidecar.protocols.redis.rdb import Capture, capture
+
+SERVE_MAX = 2  # transfers at a time: each of them makes the backend fork
+BACKEND_WAIT_S = 2.0  # for the backend to reach the offset that was asked for
+SILENCE_S = 40.0  # a transfer that brings nothing for this long is given up; a backend may first finish another save
+PROGRESS_S = 5.0  # between log lines about a transfer under way
+
+log = logging.getLogger("musidecar.transfer")
+
+
+class TransferFailed(Exception):
+    """No node gave an RDB; the text says what each of them answered."""
+
+
+class Cancelled(Exception):
+    """The caller does not want it any more."""
+
+
+class _Skip(Exception):
+    """Not from this node."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An RDB that has come whole. `fd`: a nameless file, read from its start; the caller's."""
+
+    fd: int
+    bytes: int
+    offset: int
+    replid: str
+    node: int
+
+
+# ---- asking ----------------------------------------------------------------------------------------------------------
+
+
+def fetch(
+    mesh: Mesh,
+    nodes: Sequence[int],
+    at_least_offset: int,
+    into: Path,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    silence_s: float = SILENCE_S,
+) -> Fetched:
+    """An RDB whose replication offset is at least `at_least_offset`, from the first of `nodes` that can give one.
+
+    The file lies in the folder `into` (0600, unlinked at once). TransferFailed when no node gives one, each with its
+    reason; Cancelled when `cancelled` says so, which is asked for every piece.
+    """
+    reasons = []
+    for node in nodes:
+        if cancelled():
+            raise Cancelled
+        try:
+            return _fetch_from(mesh, node, at_least_offset, into, cancelled, silence_s)
+        except (_Skip, MeshError) as error:
+            reasons.append(f"node {node}: {error}")
+            log.info("transfer: not from node %d: %s", node, error)
+        except OSError as error:
+            reasons.append(f"node {node}: cannot write to {into}: {error.strerror}")
+            log.warning("transfer: cannot write to %s: %s", into, error.strerror)
+    raise TransferFailed("; ".join(reasons) or "no other node is there")
+
+
+def _fetch_from(
+    mesh: Mesh, node: int, at_least: int, into: Path, cancelled: Callable[[], bool], silence_s: float
+) -> Fetched:
+    with mesh.dial(node, "transfer") as connection:
+        connection.send({"at_least": at_least})
+        answer = connection.recv(silence_s)
+        if "not_ready" in answer:
+            raise _Skip(str(answer["not_ready"])[:300])
+        offset, replid = answer.get("offset"), answer.get("replid")
+        if not isinstance(offset, int) or not isinstance(replid, str) or offset < at_least:
+            raise _Skip("it gives another offset than was asked for")
+        log.info("transfer: taking the data from node %d at offset %d", node, offset)
+        fd = _nameless(into)
+        try:
+            length = _receive(connection, fd, node, cancelled, silence_s)
+            os.lseek(fd, 0, os.SEEK_SET)
+        except BaseException:
+            os.close(fd)
+            raise
+    log.info("transfer: %s from node %d are here", size(length), node)
+    return Fetched(fd, length, offset, replid, node)
+
+
+def _nameless(folder: Path) -> int:
+    fd, name = tempfile.mkstemp(".rdb", "transfer-", folder)
+    os.unlink(name)
+    return fd
+
+
+def _receive(connection: Connection, fd: int, node: int, cancelled: Callable[[], bool], silence_s: float) -> int:
+    digest, length = hashlib.sha256(), 0
+    say_at = time.monotonic() + PROGRESS_S
+    while isinstance(piece := connection.recv_any(silence_s), bytes):
+        if cancelled():
+            raise Cancelled
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(fd, view) :]
+        digest.update(piece)
+        length += len(piece)
+        if time.monotonic() >= say_at:
+            say_at = time.monotonic() + PROGRESS_S
+            log.info("transfer: %s from node %d so far", size(length), node)
+    if "failed" in piece:
+        raise _Skip(str(piece["failed"])[:300])
+    if piece.get("bytes") != length or piece.get("sha256") != digest.hexdigest():
+        raise _Skip(f"what came is not what was sent ({length} bytes of {str(piece.get('bytes'))[:20]})")
+    return length
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+# ---- serving ---------------------------------------------------------------------------------------------------------
+
+
+class Source:
+    """Serves RDBs of this node's own backend to other nodes; a handler for the mesh's role `transfer`.
+
+    objection: why this backend's data must not be given away now (dirty, being filled, ...), or None. Asked before a
+    transfer begins and again before it is declared whole, so data that turned dirty under way is never handed over.
+    """
+
+    def __init__(self, address: Address, objection: Callable[[], str | None]) -> None:
+        self.address = address
+        self.objection = objection
+        self._free = threading.BoundedSemaphore(SERVE_MAX)
+
+    def serve(self, connection: Connection) -> None:
+        """One transfer, in the calling thread. Unreachable when the other node goes away."""
+        with connection:
+            question = connection.recv(SILENCE_S)
+            at_least = question.get("at_least")
+            if not isinstance(at_least, int):
+                raise Unreachable("it asks for no offset")
+            if not self._free.acquire(blocking=False):
+                connection.send({"not_ready": f"{SERVE_MAX} transfers are under way already"})
+                return
+            try:
+                self._serve(connection, at_least)
+            finally:
+                self._free.release()
+
+    def _serve(self, connection: Connection, at_least: int) -> None:
+        node = connection.peer.node
+        try:
+            if (objection := self.objection()) is not None:
+                raise BackendError(objection)
+            taken = capture(self.address, at_least, wait_s=BACKEND_WAIT_S)
+        except BackendError as error:
+            connection.send({"not_ready": str(error)})
+            return
+        try:
+            connection.send({"offset": taken.offset, "replid": taken.replid})
+            connection.send(self._pass_on(connection, taken))
+        finally:
+            taken.close()
+        log.info("transfer: gave the data at offset %d to node %d", taken.offset, node)
+
+    def _pass_on(self, connection: Connection, taken: Capture) -> dict[str, Any]:
+        digest, length = hashlib.sha256(), 0
+        try:
+            for piece in taken.chunks():
+                connection.send_bytes(piece)
+                digest.update(piece)
+                length += len(piece)
+            if (objection := self.objection()) is not None:
+                raise BackendError(objection)
+        except BackendError as error:
+            log.warning("transfer: to node %d broke off: %s", connection.peer.node, error)
+            return {"failed": str(error)}
+        return {"bytes": length, "sha256": digest.hexdigest()}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Files whose making was cut short between open and unlink."""
+    for file in folder.glob("transfer-*.rdb"):
+        with suppress(OSError):
+            file.unlink()
