@@ -137,12 +137,24 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def state_of(pid: int) -> str:
+    """The state letter of a process (R, S, T, Z ...); X when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 def is_alive(pid: int) -> bool:
     """True when the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return state_of(pid) not in "ZX"
+
+
+def stop_processes(pids: Sequence[int]) -> None:
+    """SIGSTOP of each in this order, the next only once the one before has stopped: the signal alone returns early."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(f"process {pid} is stopped", lambda pid=pid: state_of(pid) in "TZX", 5)  # type: ignore[misc]
 
 
 def wait_until(what: str, test: Callable[[], bool], timeout_s: float) -> None:
@@ -151,7 +163,7 @@ def wait_until(what: str, test: Callable[[], bool], timeout_s: float) -> None:
     while not test():
         if time.monotonic() > deadline:
             raise TestbedError(f"waited {timeout_s:g} s for: {what}")
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def musidecar(
@@ -368,18 +380,13 @@ class Testbed:
         """Stops the whole cluster, followers first: nobody is left running who could depose a stopped
         leader."""
         order = sorted(status.alive, key=lambda n: n.role == "leader")
-        self._each([self.local_pid, *(n.pid for n in order), *(n.backend_pid for n in order)], signal.SIGSTOP)
+        stop_processes([self.local_pid, *(n.pid for n in order), *(n.backend_pid for n in order)])
 
     def thaw(self, status: ClusterStatus) -> None:
         """Continues a frozen cluster, the leader first."""
         order = sorted(status.alive, key=lambda n: n.role != "leader")
-        self._each([*(n.backend_pid for n in order), *(n.pid for n in order), self.local_pid], signal.SIGCONT)
-
-    @staticmethod
-    def _each(pids: Sequence[int], number: signal.Signals) -> None:
-        for pid in pids:
-            if pid:
-                os.kill(pid, number)
+        for pid in (*(n.backend_pid for n in order), *(n.pid for n in order), self.local_pid):
+            os.kill(pid, signal.SIGCONT)
 
 
 _CLIENT: dict[str, Any] = {"protocol": 2, "retry": None, "retry_on_error": [], "socket_timeout": 30}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from musidecar.testbed import Testbed, TestbedError, cpu_seconds, free_ports, plain_redis, wait_until
+from musidecar.testbed import Testbed, TestbedError, cpu_seconds, free_ports, plain_redis, stop_processes, wait_until
 
 _REDIS = ("--repl-diskless-sync-delay", "0")
 
@@ -37,24 +37,24 @@ class Contestant:
         """Takes its processes off the machine until `cont`."""
         if self.may_freeze and not self.frozen:
             self.frozen = True
-            (self.how_to_stop or self._signal(signal.SIGSTOP))()
+            (self.how_to_stop or self._stop_all)()
 
     def cont(self) -> None:
         """Lets it run again and waits until it answers."""
         if self.frozen:
             self.frozen = False
-            (self.how_to_cont or self._signal(signal.SIGCONT))()
+            (self.how_to_cont or self._cont_all)()
         with socket.create_connection((self.host, self.port), 10) as client:  # twemproxy knows no handshake
             client.sendall(b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n")
             if client.recv(100)[:1] != b"$":
                 raise TestbedError(f"{self.name} does not answer")
 
-    def _signal(self, number: signal.Signals) -> Callable[[], None]:
-        def send() -> None:
-            for pid in (pid for group in self.pids.values() for pid in group):
-                os.kill(pid, number)
+    def _stop_all(self) -> None:
+        stop_processes([pid for group in self.pids.values() for pid in group])
 
-        return send
+    def _cont_all(self) -> None:
+        for pid in (pid for group in self.pids.values() for pid in group):
+            os.kill(pid, signal.SIGCONT)
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds used so far, by role."""
