@@ -63,7 +63,8 @@ def test_c_functions_are_short(root: Path) -> None:
 def test_the_measure_sees_a_long_function(tmp_path: Path) -> None:
     path = tmp_path / "a.c"
     body = "    a++;\n" * 80
-    path.write_text(f"struct s {{\n    int a;\n}};\nstatic int f(int a,\n             int b) {{\n{body}    return a;\n}}\n")
+    table = "struct s {\n    int a;\n};\n"
+    path.write_text(f"{table}static int f(int a,\n             int b) {{\n{body}    return a;\n}}\n")
     assert list(functions(path)) == [("f", 4, 84)]
 
 
