@@ -207,8 +207,7 @@ static enum resp_status feed_inline(struct resp_request *request, const uint8_t 
         case LINE_MORE: return RESP_MORE;
         default: break;
     }
-    request->length = end + 1;
-    if (end > 0 && bytes[end - 1] == '\r') end--;
+    request->length = end + 1; /* a '\r' before the end is a blank like others */
     size_t at = 0, argument_bytes;
     struct resp_argument raw;
     enum inline_token token;

@@ -93,11 +93,6 @@ enum inline_token inline_next(const uint8_t *bytes, size_t end, size_t *at, stru
 
 /* ---- normalising ------------------------------------------------------------------------------------------------ */
 
-static size_t line_end(const struct resp_request *request, const uint8_t *bytes) {
-    size_t end = request->length - 1; /* the '\n' */
-    return end > 0 && bytes[end - 1] == '\r' ? end - 1 : end;
-}
-
 static size_t number_bytes(uint64_t value) {
     size_t n = 1;
     while (value >= 10) {
@@ -121,7 +116,7 @@ static size_t write_head(uint8_t *out, char mark, uint64_t value) {
 }
 
 static size_t write_array(const struct resp_request *request, const uint8_t *bytes, uint8_t *out) {
-    size_t end = line_end(request, bytes), at = 0, length;
+    size_t end = request->length - 1, at = 0, length; /* without the '\n' */
     size_t written = write_head(out, '*', request->argc);
     struct resp_argument raw;
     for (;;) {
