@@ -21,22 +21,23 @@ struct buffer {
 static inline size_t buffer_length(const struct buffer *b) { return b->end - b->start; }
 static inline uint8_t *buffer_bytes(const struct buffer *b) { return b->data + b->start; }
 
-/* Room for `bytes` more behind the end; moves what is there to the front before it grows. */
+#define BUFFER_MOVE_MAX (1u << 20) /* more than this is never moved to the front: it would hold up the loop */
+
+/* Room for `bytes` more behind the end. */
 static inline uint8_t *buffer_room(struct buffer *b, size_t bytes) {
     if (b->capacity - b->end >= bytes) return b->data + b->end;
     size_t held = buffer_length(b);
-    if (b->start > 0 && b->capacity - held >= bytes && held <= b->start) {
-        memcpy(b->data, b->data + b->start, held);
-    } else {
-        if (b->start > 0) memmove(b->data, b->data + b->start, held);
-        size_t capacity = b->capacity ? b->capacity : 4096;
-        while (capacity - held < bytes) capacity *= 2;
-        if (capacity != b->capacity) b->data = realloc(b->data, capacity); /* large ones are remapped, not copied */
-        CHECK(b->data != NULL);
-        b->capacity = capacity;
+    if (b->start > 0 && held <= BUFFER_MOVE_MAX) {
+        memmove(b->data, b->data + b->start, held);
+        b->start = 0;
+        b->end = held;
+        if (b->capacity - held >= bytes) return b->data + b->end;
     }
-    b->start = 0;
-    b->end = held;
+    size_t capacity = b->capacity ? b->capacity : 4096;
+    while (capacity - b->end < bytes) capacity *= 2;
+    b->data = realloc(b->data, capacity); /* large ones are remapped, not copied */
+    CHECK(b->data != NULL);
+    b->capacity = capacity;
     return b->data + b->end;
 }
 

@@ -7,6 +7,8 @@
 
 #define UNCOVERED_BYTES_MAX (2ull << 30)
 
+static void uncovered_drop(struct log_state *log, const struct uncovered *u);
+
 void log_state_init(struct log_state *log) {
     *log = (struct log_state){.script_capacity = 1024};
     queue_init(&log->uncovered, sizeof(struct uncovered), 1024);
@@ -15,10 +17,10 @@ void log_state_init(struct log_state *log) {
 }
 
 void log_state_free(struct log_state *log) {
+    while (queue_length(&log->uncovered) > 0) uncovered_drop(log, queue_front(&log->uncovered));
     queue_free(&log->uncovered);
     buffer_free(&log->uncovered_bytes);
     buffer_free(&log->command.bytes);
-    buffer_free(&log->effect.bytes);
     buffer_free(&log->scripts);
     free(log->script_hashes);
     *log = (struct log_state){0};
@@ -81,61 +83,78 @@ static void script_load(struct engine *e, const uint8_t *body, uint32_t length) 
 
 /* ---- records ------------------------------------------------------------------------------------------------------- */
 
-/* Joins the pieces of a payload: true when it is whole, and then where it is. */
-static bool assemble(struct assembly *a, const struct record_header *record, const uint8_t **bytes, size_t *length) {
-    bool more = record->flags & RECORD_MORE;
-    if (!a->open && !more) {
-        *bytes = record_payload(record);
-        *length = record->length;
-        return true;
-    }
-    if (!a->open) buffer_clear(&a->bytes);
-    buffer_append(&a->bytes, record_payload(record), record->length);
-    a->open = more;
-    *bytes = buffer_bytes(&a->bytes);
-    *length = buffer_length(&a->bytes);
-    return !more;
-}
+#define OWN_BYTES_MIN (1u << 20)      /* larger COMMANDs are kept where they were assembled */
+#define APPLY_BYTES_A_TURN (1u << 20) /* so that the loop goes on ticking */
 
-static void assembly_trim(struct assembly *a) {
-    if (a->open) return;
-    buffer_clear(&a->bytes);
-    buffer_trim(&a->bytes, 16u << 20);
+static void uncovered_add(struct log_state *log, uint64_t index, const uint8_t *bytes, size_t length, uint8_t *own) {
+    CHECK(buffer_length(&log->uncovered_bytes) + length < UNCOVERED_BYTES_MAX);
+    if (own == NULL) buffer_append(&log->uncovered_bytes, bytes, length);
+    *(struct uncovered *)queue_push(&log->uncovered) = (struct uncovered){.index = index, .length = (uint32_t)length, .own = own};
 }
 
 static void apply_command(struct engine *e, const struct record_header *record) {
     struct log_state *log = &e->log;
-    const uint8_t *bytes;
-    size_t length;
-    if (!assemble(&log->command, record, &bytes, &length)) return;
-    CHECK(buffer_length(&log->uncovered_bytes) + length < UNCOVERED_BYTES_MAX);
-    buffer_append(&log->uncovered_bytes, bytes, length);
-    *(struct uncovered *)queue_push(&log->uncovered) = (struct uncovered){record->index, (uint32_t)length, false, false};
-    assembly_trim(&log->command);
+    struct assembly *a = &log->command;
+    bool more = record->flags & RECORD_MORE;
+    if (!a->open && !more) {
+        uncovered_add(log, record->index, record_payload(record), record->length, NULL);
+        return;
+    }
+    buffer_append(&a->bytes, record_payload(record), record->length);
+    a->open = more;
+    if (more) return;
+    if (buffer_length(&a->bytes) < OWN_BYTES_MIN) {
+        uncovered_add(log, record->index, buffer_bytes(&a->bytes), buffer_length(&a->bytes), NULL);
+        buffer_clear(&a->bytes);
+    } else {
+        uncovered_add(log, record->index, NULL, buffer_length(&a->bytes), a->bytes.data);
+        a->bytes = (struct buffer){0};
+    }
+}
+
+static void uncovered_drop(struct log_state *log, const struct uncovered *u) {
+    if (u->own != NULL) free(u->own);
+    else buffer_consume(&log->uncovered_bytes, u->length);
+    queue_pop(&log->uncovered);
 }
 
 static void cover(struct log_state *log, uint64_t covered) {
-    for (struct uncovered *u = queue_front(&log->uncovered); u != NULL && u->index <= covered; u = queue_front(&log->uncovered)) {
-        buffer_consume(&log->uncovered_bytes, u->length);
-        queue_pop(&log->uncovered);
-    }
-    if (queue_length(&log->uncovered) == 0) buffer_trim(&log->uncovered_bytes, 16u << 20);
+    for (struct uncovered *u = queue_front(&log->uncovered); u != NULL && u->index <= covered; u = queue_front(&log->uncovered))
+        uncovered_drop(log, u);
+    buffer_trim(&log->uncovered_bytes, 16u << 20);
 }
 
+/* Pieces go straight to the feed, which sends nothing of an EFFECT before its last piece is committed (R3). */
 static void apply_effect(struct engine *e, const struct record_header *record) {
     struct log_state *log = &e->log;
-    const uint8_t *bytes;
-    size_t length;
-    if (!assemble(&log->effect, record, &bytes, &length)) return;
-    struct effect_head head;
-    CHECK(length >= sizeof head);
-    memcpy(&head, bytes, sizeof head);
-    CHECK(head.epoch == log->epoch && head.start == log->effect_offset && head.end - head.start == length - sizeof head);
-    log->effect_offset = head.end;
+    struct effect_assembly *a = &log->effect;
+    const uint8_t *bytes = record_payload(record);
+    size_t length = record->length;
+    if (!a->open) {
+        CHECK(length >= sizeof a->head);
+        memcpy(&a->head, bytes, sizeof a->head);
+        CHECK(a->head.epoch == log->epoch && a->head.start == log->effect_offset && a->head.end > a->head.start);
+        bytes += sizeof a->head;
+        length -= sizeof a->head;
+        a->received = 0;
+    }
+    CHECK(length <= a->head.end - a->head.start - a->received);
+    feed_bytes(e, a->head.start + a->received, bytes, length);
+    a->received += length;
+    a->open = record->flags & RECORD_MORE;
+    if (a->open) return;
+    CHECK(a->received == a->head.end - a->head.start);
+    log->effect_offset = a->head.end;
     log->effect_index = record->index;
-    cover(log, head.covered);
-    feed_effect(e, head.start, bytes + sizeof head, length - sizeof head);
-    assembly_trim(&log->effect);
+    cover(log, a->head.covered);
+    feed_effect(e, a->head.end);
+}
+
+static void apply_noop(struct engine *e) { /* voids unfinished pieces of earlier terms */
+    buffer_clear(&e->log.command.bytes);
+    buffer_trim(&e->log.command.bytes, 1u << 20);
+    e->log.command.open = e->log.effect.open = false;
+    feed_void(e);
 }
 
 static void apply_epoch(struct engine *e, const uint8_t *bytes, size_t length) {
@@ -187,20 +206,21 @@ static void apply_admin(struct engine *e, const struct record_header *record) {
 }
 
 void apply_committed(struct engine *e) {
-    uint64_t last = 0;
+    uint64_t last = 0, bytes = 0;
     for (const struct record_header *record = replica_next(e->replica); record != NULL; record = replica_next(e->replica)) {
         switch ((enum record_kind)record->kind) {
             case RECORD_COMMAND: apply_command(e, record); break;
             case RECORD_EFFECT: apply_effect(e, record); break;
-            case RECORD_NOOP: /* voids unfinished pieces of earlier terms */
-                e->log.command.open = e->log.effect.open = false;
-                assembly_trim(&e->log.command);
-                assembly_trim(&e->log.effect);
-                break;
+            case RECORD_NOOP: apply_noop(e); break;
             case RECORD_ADMIN: apply_admin(e, record); break;
             case RECORD_CONFIG: break;
         }
         last = record->index;
+        bytes += record->length;
+        if (bytes > APPLY_BYTES_A_TURN) {
+            e->more = true;
+            break;
+        }
     }
     if (last == 0) return;
     replica_applied(e->replica, last);
@@ -212,68 +232,82 @@ void apply_committed(struct engine *e) {
 struct saved { /* what log_state_save() writes in front */
     uint64_t epoch, epoch_start, effect_offset, effect_index;
     char replid[REPLID_BYTES];
-    uint64_t uncovered_items, uncovered_bytes, command_open, command_bytes, effect_open, effect_bytes, script_bytes;
+    uint64_t uncovered_items, script_bytes;
 };
+struct saved_command { uint64_t index; uint32_t length, tried; };
+
+/* A moment at which no payload is half there: only then can the state be handed on. */
+bool log_state_whole(const struct log_state *log) { return !log->command.open && !log->effect.open; }
 
 void log_state_save(const struct log_state *log, struct buffer *out) {
+    CHECK(log_state_whole(log));
     struct saved s = {.epoch = log->epoch, .epoch_start = log->epoch_start, .effect_offset = log->effect_offset,
                       .effect_index = log->effect_index, .uncovered_items = queue_length(&log->uncovered),
-                      .uncovered_bytes = buffer_length(&log->uncovered_bytes),
-                      .command_open = log->command.open, .command_bytes = log->command.open ? buffer_length(&log->command.bytes) : 0,
-                      .effect_open = log->effect.open, .effect_bytes = log->effect.open ? buffer_length(&log->effect.bytes) : 0,
                       .script_bytes = buffer_length(&log->scripts)};
     memcpy(s.replid, log->replid, REPLID_BYTES);
     buffer_append(out, &s, sizeof s);
-    for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++)
-        buffer_append(out, queue_at(&log->uncovered, i), sizeof(struct uncovered));
-    buffer_append(out, buffer_bytes(&log->uncovered_bytes), s.uncovered_bytes);
-    buffer_append(out, buffer_bytes(&log->command.bytes), s.command_bytes);
-    buffer_append(out, buffer_bytes(&log->effect.bytes), s.effect_bytes);
+    const uint8_t *shared = buffer_bytes(&log->uncovered_bytes);
+    for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
+        const struct uncovered *u = queue_at(&log->uncovered, i);
+        buffer_append(out, &(struct saved_command){u->index, u->length, u->tried}, sizeof(struct saved_command));
+        buffer_append(out, u->own ? u->own : shared, u->length);
+        if (u->own == NULL) shared += u->length;
+    }
     buffer_append(out, buffer_bytes(&log->scripts), s.script_bytes);
 }
 
-static bool take(const uint8_t **bytes, size_t *length, struct buffer *into, uint64_t wanted) {
-    if (*length < wanted) return false;
-    buffer_clear(into);
-    buffer_append(into, *bytes, wanted);
-    *bytes += wanted;
-    *length -= wanted;
-    return true;
+struct reader { const uint8_t *bytes; size_t left; bool failed; };
+
+static const uint8_t *take(struct reader *r, size_t length) {
+    if (r->failed || r->left < length) return r->failed = true, NULL;
+    const uint8_t *at = r->bytes;
+    r->bytes += length;
+    r->left -= length;
+    return at;
 }
 
+static void load_commands(struct log_state *log, struct reader *r, uint64_t items) {
+    for (uint64_t i = 0; i < items && !r->failed; i++) {
+        struct saved_command c = {0};
+        const uint8_t *head = take(r, sizeof c);
+        if (head != NULL) memcpy(&c, head, sizeof c);
+        const uint8_t *bytes = take(r, c.length);
+        if (bytes == NULL) return;
+        uncovered_add(log, c.index, bytes, c.length, NULL);
+        ((struct uncovered *)queue_back(&log->uncovered))->tried = c.tried;
+    }
+}
+
+static void load_scripts(struct log_state *log, struct reader *r, uint64_t bytes) {
+    while (bytes > 0 && !r->failed) {
+        uint32_t length = 0;
+        const uint8_t *head = take(r, sizeof length);
+        if (head != NULL) memcpy(&length, head, sizeof length);
+        const uint8_t *body = take(r, length);
+        if (body == NULL || bytes < sizeof length + length) {
+            r->failed = true;
+            return;
+        }
+        script_add(log, body, length);
+        bytes -= sizeof length + length;
+    }
+}
+
+/* False: the bytes are not what log_state_save() wrote; the state is then empty or partial. */
 bool log_state_load(struct log_state *log, const uint8_t *bytes, size_t length) {
+    struct reader r = {bytes, length, false};
     struct saved s;
-    struct buffer scripts = {0};
-    if (length < sizeof s) return false;
-    memcpy(&s, bytes, sizeof s);
-    bytes += sizeof s;
-    length -= sizeof s;
-    if (s.uncovered_items > length / sizeof(struct uncovered)) return false;
+    const uint8_t *head = take(&r, sizeof s);
+    if (head == NULL) return false;
+    memcpy(&s, head, sizeof s);
     log_state_free(log);
     log_state_init(log);
-    uint64_t sum = 0;
-    for (uint64_t i = 0; i < s.uncovered_items; i++, bytes += sizeof(struct uncovered), length -= sizeof(struct uncovered)) {
-        struct uncovered *u = queue_push(&log->uncovered);
-        memcpy(u, bytes, sizeof *u);
-        sum += u->length;
-    }
-    bool whole = sum == s.uncovered_bytes && take(&bytes, &length, &log->uncovered_bytes, s.uncovered_bytes) &&
-                 take(&bytes, &length, &log->command.bytes, s.command_bytes) &&
-                 take(&bytes, &length, &log->effect.bytes, s.effect_bytes) && take(&bytes, &length, &scripts, s.script_bytes);
     log->epoch = s.epoch;
     log->epoch_start = s.epoch_start;
     log->effect_offset = s.effect_offset;
     log->effect_index = s.effect_index;
     memcpy(log->replid, s.replid, REPLID_BYTES);
-    log->command.open = s.command_open;
-    log->effect.open = s.effect_open;
-    for (size_t at = 0; whole && at + 4 <= buffer_length(&scripts);) {
-        uint32_t body;
-        memcpy(&body, buffer_bytes(&scripts) + at, sizeof body);
-        if (body > buffer_length(&scripts) - at - 4) whole = false;
-        else script_add(log, buffer_bytes(&scripts) + at + 4, body);
-        at += 4 + (size_t)body;
-    }
-    buffer_free(&scripts);
-    return whole;
+    load_commands(log, &r, s.uncovered_items);
+    load_scripts(log, &r, s.script_bytes);
+    return !r.failed && r.left == 0;
 }

@@ -199,7 +199,7 @@ static bool client_submit(struct engine *e, struct client *c, const struct sessi
                             .database = (uint16_t)c->session.database,
                             .protocol = c->session.protocol,
                             .decision = d};
-        if (!turn_submit(e, &r)) return client_want_ready(e, c), false;
+        if (!turn_submit(e, &r, &c->in)) return client_want_ready(e, c), false;
     } else if (!link_forward(e, c, d)) {
         if (c->waiting_since_us == 0) c->waiting_since_us = e->now_us;
         return false;
@@ -314,8 +314,14 @@ static size_t client_process(struct engine *e, struct client *c, const uint8_t *
         bool consumed = true;
         enum step step = STEP_ON;
         size_t whole = c->request.length;
+        const uint8_t *before = c->in.data;
         if (status == RESP_DONE) step = client_request(e, c, bytes + done, length - done, &consumed);
         if (step == STEP_CLOSED) return length;
+        if (c->in.data != before) { /* a large request took the buffer over and left what is behind it */
+            resp_request_reset(&c->request);
+            client_want_ready(e, c);
+            return 0;
+        }
         if (consumed) {
             done += whole;
             resp_request_reset(&c->request);

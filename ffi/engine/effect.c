@@ -11,7 +11,7 @@
 #define ACK_SOON_US 10000ull       /* repeated this often until the stream surely runs (a diskless RDB's trap) */
 #define ACK_SOON_FOR_US 2000000ull
 #define ACK_US 1000000ull
-#define CUT_BYTES_A_TURN (4u << 20)
+#define CUT_BYTES_A_TURN (1u << 20)
 
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
@@ -243,7 +243,7 @@ static bool cut_propose(struct engine *e) {
     uint32_t most = e->config.replica.piece_bytes_max;
     uint64_t total = sizeof(struct effect_head) + cut->end - s->cut_offset;
     for (uint64_t turn = 0; cut->proposed < total; turn += most) {
-        if (turn >= CUT_BYTES_A_TURN) return false;
+        if (turn >= CUT_BYTES_A_TURN) return e->more = true, false;
         uint32_t length = (uint32_t)(total - cut->proposed < most ? total - cut->proposed : most);
         uint8_t *payload = replica_reserve(e->replica, RECORD_EFFECT, length);
         if (payload == NULL) return e->stalled = true, false;

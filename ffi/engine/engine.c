@@ -204,9 +204,16 @@ static void flush_all(struct engine *e) {
     for (; queue_length(&e->dead) > 0; queue_pop(&e->dead)) e->free_slots[e->free_count++] = *(uint32_t *)queue_front(&e->dead);
 }
 
+/* A loop that stood still looks like a dead node to the others: worth a line. */
+static void turn_timed(struct engine *e, uint64_t since_ns) {
+    uint64_t took_us = (clock_ns() - since_ns) / 1000;
+    if (took_us > e->counters.turn_us_max) e->counters.turn_us_max = took_us;
+    if (took_us > e->config.replica.fail_us / 2) engine_log(e, 30, "one turn of the loop took %llu ms", (unsigned long long)took_us / 1000);
+}
+
 /* Everything that one turn's events led to, in the order of the request path. */
 static void turn(struct engine *e) {
-    e->stalled = false;
+    e->stalled = e->more = false;
     clients_ready(e);
     links_process(e);
     turn_end(e);
@@ -314,7 +321,7 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
     uint64_t now_us = clock_ns() / 1000, until = tick_at_us, deadline = replica_deadline_us(e->replica);
     if (deadline < until) until = deadline;
     if (e->feed.flush_us != 0 && e->feed.flush_us < until) until = e->feed.flush_us;
-    if ((queue_length(&e->ready) > 0 || e->big.active || e->cut.active) && !e->stalled) until = now_us; /* more to do at once */
+    if (e->more || (queue_length(&e->ready) > 0 && !e->stalled)) until = now_us;
     uint64_t left = until > now_us ? until - now_us : 0;
     struct timespec timeout = {(time_t)(left / 1000000), (long)(left % 1000000) * 1000};
     int n = epoll_pwait2(e->epoll, events, EVENTS_A_TURN, &timeout, NULL);
@@ -348,6 +355,7 @@ int engine_run(struct engine *e) {
             tick(e, interval_us(e));
         }
         turn(e);
+        turn_timed(e, e->now_ns);
     }
     if (e->takeover != TAKE_IDLE) link_announce(e, false);
     for (uint32_t i = 0; i < e->nodes; i++) link_flush(e, i);

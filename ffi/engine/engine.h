@@ -71,7 +71,7 @@ struct engine_status {
     uint64_t term, commit, applied, last, log_hash, hash_index; /* log_hash: running hash after hash_index */
     uint64_t backend_offset;   /* replication offset the backend is known to have applied or produced */
     uint64_t clients, requests, reads, writes, records, effects, effect_bytes, batches, probes, forwarded, rerun;
-    uint64_t takeovers, stepdowns, closed_unknown, free_bytes, uncovered_commands, uncovered_bytes;
+    uint64_t takeovers, stepdowns, closed_unknown, turn_us_max, free_bytes, uncovered_commands, uncovered_bytes;
     struct replica_takeover takeover;
     uint64_t takeover_fed_us, takeover_promoted_us, takeover_attached_us, takeover_served_us;
 };

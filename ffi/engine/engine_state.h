@@ -226,9 +226,16 @@ struct epoch_record { /* EPOCH: from `start` on the effects are those of `replid
     char replid[REPLID_BYTES];
 };
 
-struct uncovered { uint64_t index; uint32_t length; bool tried /* its re-run was logged */, mine /* ... by this leader, now */; };
+struct uncovered { /* a COMMAND record whose effect is in no committed EFFECT */
+    uint64_t index;
+    uint32_t length;
+    bool tried; /* its re-run was logged */
+    bool mine;  /* ... by this leader, now */
+    uint8_t *own; /* the bytes of a large one; NULL: in uncovered_bytes, in order */
+};
 
-struct assembly { bool open; struct buffer bytes; };
+struct assembly { bool open; struct buffer bytes; }; /* pieces of a COMMAND so far */
+struct effect_assembly { bool open; struct effect_head head; uint64_t received; }; /* the bytes are the feed's */
 
 struct log_state { /* what the committed log says; the same on every replica at the same index */
     uint64_t epoch;             /* 0: no data yet */
@@ -238,7 +245,8 @@ struct log_state { /* what the committed log says; the same on every replica at 
     uint64_t effect_index;
     struct queue uncovered;     /* struct uncovered */
     struct buffer uncovered_bytes;
-    struct assembly command, effect;
+    struct assembly command;
+    struct effect_assembly effect;
     struct buffer scripts;      /* u32 length, body; in order */
     uint64_t *script_hashes;    /* open addressing, 0 empty */
     uint32_t script_count, script_capacity;
@@ -252,7 +260,8 @@ struct big { /* a request larger than one record, on its way into the log; nothi
     bool active;
     struct command_entry entry;
     struct expect expect;
-    struct buffer bytes;
+    struct buffer bytes; /* the request, taken over from whoever had read it */
+    size_t length;
     uint64_t proposed; /* of entry and bytes together */
 };
 
@@ -296,6 +305,7 @@ struct engine {
     uint64_t admin_index;         /* last ADMIN proposed */
     uint64_t effect_index;        /* last EFFECT proposed, or the log's when this node took over */
     bool stalled;                 /* the ring had no room */
+    bool more;                    /* something was left for the next turn */
 
     enum replica_role role;
     uint64_t term;
@@ -352,7 +362,9 @@ struct request { /* what travels */
     uint8_t protocol;
     const struct session_decision *decision;
 };
-bool turn_submit(struct engine *e, const struct request *r); /* false: no room now */
+/* False: no room now. `holder`, if not NULL, is the buffer in which the request's bytes lie: a large request takes it over,
+ * and leaves in its place one with what came behind the request. */
+bool turn_submit(struct engine *e, const struct request *r, struct buffer *holder);
 void turn_local(struct engine *e, struct destination to, const void *bytes, size_t length);
 void turn_end(struct engine *e);
 void turn_reset(struct engine *e);
@@ -380,13 +392,16 @@ void apply_committed(struct engine *e);
 bool script_known(const struct log_state *log, const uint8_t *body, size_t length);
 void log_state_init(struct log_state *log);
 void log_state_free(struct log_state *log);
+bool log_state_whole(const struct log_state *log);
 void log_state_save(const struct log_state *log, struct buffer *out);
 bool log_state_load(struct log_state *log, const uint8_t *bytes, size_t length);
 
 /* feed.c */
 void feed_accept(struct engine *e);
 void feed_event(struct engine *e, uint32_t events);
-void feed_effect(struct engine *e, uint64_t start, const uint8_t *bytes, size_t length);
+void feed_bytes(struct engine *e, uint64_t start, const uint8_t *bytes, size_t length); /* part of an EFFECT */
+void feed_effect(struct engine *e, uint64_t end);                                      /* it is whole */
+void feed_void(struct engine *e);                                                     /* it never will be */
 void feed_flush(struct engine *e);
 void feed_epoch(struct engine *e, uint64_t start);
 void feed_stop(struct engine *e);

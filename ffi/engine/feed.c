@@ -54,7 +54,7 @@ void feed_stop(struct engine *e) {
 /* Asks the control plane for an RDB, and collects effects from here on so that they join up with it. */
 void feed_want_rdb(struct engine *e) {
     struct feed *f = &e->feed;
-    if (e->log.epoch == 0 || f->want_pending || f->rdb_fd >= 0 || e->now_us < f->want_again_us) return;
+    if (e->log.epoch == 0 || e->log.effect.open || f->want_pending || f->rdb_fd >= 0 || e->now_us < f->want_again_us) return;
     feed_disconnect(e);
     feed_collect_from(e, e->log.effect_offset);
     f->want_pending = true;
@@ -110,12 +110,24 @@ void feed_epoch(struct engine *e, uint64_t start) {
 
 /* ---- committed effects ---------------------------------------------------------------------------------------------- */
 
-void feed_effect(struct engine *e, uint64_t start, const uint8_t *bytes, size_t length) {
+static uint64_t feed_collected(const struct feed *f) { return f->base_offset + buffer_length(&f->backlog); }
+
+void feed_bytes(struct engine *e, uint64_t start, const uint8_t *bytes, size_t length) {
     struct feed *f = &e->feed;
     if (!f->active) return;
-    CHECK(start == f->end_offset);
+    CHECK(start == feed_collected(f));
     buffer_append(&f->backlog, bytes, length);
-    f->end_offset += length;
+}
+
+void feed_void(struct engine *e) {
+    if (e->feed.active) e->feed.backlog.end -= feed_collected(&e->feed) - e->feed.end_offset;
+}
+
+void feed_effect(struct engine *e, uint64_t end) {
+    struct feed *f = &e->feed;
+    if (!f->active) return;
+    CHECK(feed_collected(f) == end);
+    f->end_offset = end;
     if (f->flush_us == 0) f->flush_us = e->now_us + e->config.feed_delay_us;
     if (f->end_offset - f->sent_offset >= FLUSH_BYTES) f->flush_us = e->now_us;
     if (buffer_length(&f->backlog) > BACKLOG_BYTES_MAX) {

@@ -119,7 +119,7 @@ bool link_forward(struct engine *e, struct client *c, const struct session_decis
 /* ---- frames --------------------------------------------------------------------------------------------------------- */
 
 /* At the leader. False: no room now, the frame stays. */
-static bool frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
+static bool frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload, struct buffer *holder) {
     if (!engine_leads(e)) return true; /* its node learns that this one does not serve */
     bool script = f->script_length > 0 && f->script_offset <= f->length && f->script_length <= f->length - f->script_offset;
     struct session_decision d = {.verdict = SESSION_SUBMIT, .bytes = payload, .length = f->length,
@@ -130,7 +130,7 @@ static bool frame_request(struct engine *e, uint32_t peer, const struct frame *f
                                  .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS};
     struct request r = {.from = {peer, f->slot, f->generation, f->sequence}, .database = f->database,
                         .protocol = f->flags & FRAME_RESP3 ? 3 : 2, .decision = &d};
-    if (!turn_submit(e, &r)) return false;
+    if (!turn_submit(e, &r, holder)) return false;
     e->counters.requests++;
     if (d.writes) e->counters.writes++;
     else e->counters.reads++;
@@ -172,6 +172,7 @@ static void frame_serving(struct engine *e, uint32_t peer, const struct frame *f
 struct snapshot_head { uint64_t index, position, hash; };
 
 static void frame_snapshot_ask(struct engine *e, uint32_t peer) {
+    if (!log_state_whole(&e->log)) return; /* it will ask again */
     struct buffer out = {0};
     struct snapshot_head head;
     replica_applied_point(e->replica, &head.index, &head.position, &head.hash);
@@ -200,7 +201,7 @@ static void frame_snapshot(struct engine *e, const struct frame *f, const uint8_
 
 static bool frame_handle(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
     switch ((enum frame_type)f->type) {
-        case FRAME_REQUEST: return frame_request(e, peer, f, payload);
+        case FRAME_REQUEST: return frame_request(e, peer, f, payload, &e->links[peer].in);
         case FRAME_REPLY: frame_reply(e, f, payload); break;
         case FRAME_SERVING:
         case FRAME_NOT_SERVING: frame_serving(e, peer, f); break;
@@ -226,9 +227,10 @@ static void link_process(struct engine *e, uint32_t peer) {
             buffer_room(&link->in, whole - buffer_length(&link->in));
             break;
         }
+        const uint8_t *before = link->in.data;
         stays = !frame_handle(e, peer, &frame, buffer_bytes(&link->in) + sizeof frame);
         if (link->socket.source.fd < 0) return;
-        if (!stays) buffer_consume(&link->in, whole);
+        if (!stays && link->in.data == before) buffer_consume(&link->in, whole); /* else a large request took the buffer */
     }
     buffer_trim(&link->in, 4u << 20);
     uint32_t base = link->socket.source.interest & (uint32_t)EPOLLOUT;

@@ -179,8 +179,8 @@ static void rerun_run(struct engine *e) {
     const uint8_t *bytes = buffer_bytes(&log->uncovered_bytes);
     for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
         const struct uncovered *u = queue_at(&log->uncovered, i);
-        if (u->mine) rerun_record(e, bytes, u->length);
-        bytes += u->length;
+        if (u->mine) rerun_record(e, u->own ? u->own : bytes, u->length);
+        if (u->own == NULL) bytes += u->length;
     }
     e->shared.unproven = true;
     e->takeover = TAKE_RERUN;

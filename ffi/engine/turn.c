@@ -5,7 +5,7 @@
  */
 #include "engine/engine_state.h"
 
-#define BIG_BYTES_A_TURN (4u << 20) /* so that the loop goes on ticking */
+#define BIG_BYTES_A_TURN (1u << 20) /* so that the loop goes on ticking */
 
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
@@ -114,52 +114,75 @@ static struct expect expect_of(struct engine *e, const struct request *r) {
                            .since_ns = e->now_ns};
 }
 
-static void big_start(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect) {
+/* Takes the request's bytes over, with the buffer they lie in if there is one. */
+static void big_take(struct big *big, const uint8_t *bytes, size_t length, struct buffer *holder) {
+    bool inside = holder != NULL && bytes >= holder->data && bytes + length <= holder->data + holder->end;
+    big->length = length;
+    if (!inside) {
+        buffer_append(&big->bytes, bytes, length);
+        return;
+    }
+    struct buffer rest = {0};
+    const uint8_t *behind = bytes + length;
+    buffer_append(&rest, behind, (size_t)(holder->data + holder->end - behind));
+    if (rest.data == NULL) buffer_room(&rest, 1); /* never the same place as before: whoever holds it can tell */
+    big->bytes = *holder;
+    big->bytes.start = (size_t)(bytes - holder->data);
+    *holder = rest;
+}
+
+static void big_start(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect,
+                      struct buffer *holder) {
     batch_seal(e);
     e->big.active = true;
     e->big.entry = *entry;
     e->big.expect = *expect;
     e->big.proposed = 0;
-    buffer_clear(&e->big.bytes);
-    buffer_append(&e->big.bytes, entry, sizeof *entry);
-    buffer_append(&e->big.bytes, bytes, entry->length);
+    big_take(&e->big, bytes, entry->length, holder);
     shared_switch(e, entry->database, entry->protocol);
     buffer_room(&e->shared.socket.out, entry->length);
+}
+
+static void big_end(struct engine *e) {
+    e->big.active = false;
+    buffer_free(&e->big.bytes);
 }
 
 /* Goes on with a request that takes several records. */
 static void big_step(struct engine *e) {
     struct big *big = &e->big;
     uint32_t most = e->config.replica.piece_bytes_max;
-    uint64_t total = buffer_length(&big->bytes);
-    for (uint64_t turn = 0; big->active && turn < BIG_BYTES_A_TURN; turn += most) {
+    uint64_t total = sizeof big->entry + big->length;
+    for (uint64_t turn = 0; big->active; turn += most) {
+        if (turn >= BIG_BYTES_A_TURN) {
+            e->more = true;
+            return;
+        }
         uint32_t length = (uint32_t)(total - big->proposed < most ? total - big->proposed : most);
         uint8_t *payload = replica_reserve(e->replica, RECORD_COMMAND, length);
         if (payload == NULL) {
             e->stalled = true;
             return;
         }
-        const uint8_t *piece = buffer_bytes(&big->bytes) + big->proposed;
-        memcpy(payload, piece, length);
+        uint32_t head = big->proposed == 0 ? sizeof big->entry : 0;
+        const uint8_t *piece = buffer_bytes(&big->bytes) + (head > 0 ? 0 : big->proposed - sizeof big->entry);
+        memcpy(payload, &big->entry, head);
+        memcpy(payload + head, piece, length - head);
         bool last = big->proposed + length == total;
         int64_t index = replica_propose_reserved(e->replica, RECORD_COMMAND, last ? 0 : RECORD_MORE, NO_ORIGIN, length);
         if (index <= 0) return;
         e->command_index = (uint64_t)index;
-        size_t skip = big->proposed == 0 ? sizeof big->entry : 0;
-        shared_append(e, piece + skip, length - skip);
+        shared_append(e, piece, length - head);
         big->proposed += length;
         if (!last) continue;
         *(struct expect *)queue_push(&e->shared.expects) = big->expect;
         e->shared.unproven = true;
         turn_mark(e, (uint64_t)index);
-        big->active = false;
-        buffer_clear(&big->bytes);
-        buffer_trim(&big->bytes, SCRATCH_BYTES);
-        clients_wake_all(e);
+        big_end(e);
     }
 }
 
-bool turn_submit(struct engine *e, const struct request *r) {
+bool turn_submit(struct engine *e, const struct request *r, struct buffer *holder) {
     const struct session_decision *d = r->decision;
     if (e->big.active) {
         e->stalled = true;
@@ -177,7 +200,7 @@ bool turn_submit(struct engine *e, const struct request *r) {
                                       .replies = d->replies,
                                       .sequence = r->from.sequence};
         if (sizeof entry + d->length > e->config.replica.piece_bytes_max) {
-            big_start(e, &entry, d->bytes, &expect);
+            big_start(e, &entry, d->bytes, &expect, holder);
             if (d->loses_database) e->shared.database = -1;
             return true;
         }
@@ -215,6 +238,5 @@ void turn_reset(struct engine *e) {
     e->batch = NULL;
     e->batch_used = 0;
     e->stalled = false;
-    e->big.active = false;
-    buffer_clear(&e->big.bytes);
+    big_end(e);
 }
