@@ -69,6 +69,7 @@ struct replica_config {
     uint32_t fail_us;         /* ... for this: taken for dead */
     uint32_t late_us;         /* a sampler that woke this much late gives no verdict */
     uint32_t request_us;      /* a permission request unanswered for this is repeated, backed off */
+    uint32_t pin_us;          /* a follower that holds up the full ring for this is dropped; 0: suspect_us */
     uint64_t seed;            /* for back-off */
 };
 

@@ -9,7 +9,9 @@
  *   match        how far each member already holds that log: held records are never written again, so none can tear
  *   open         feed them the rest and a NOOP; once that is committed, so is everything before it
  *
- * Every step waits for completions only; a member that fails leaves, and without a majority the attempt ends. */
+ * Every step waits for completions only; a member that fails leaves, and without a majority the attempt ends. Reads
+ * need no permission: a candidate that was deposed meanwhile may read what its successor writes. It can do no harm (its
+ * writes fail), and gives up when what it reads does not fit. */
 #include <stddef.h>
 
 #include "core/replica_state.h"
@@ -206,7 +208,10 @@ static bool survey(struct replica *r) {
     for (uint32_t rest = t->members & ~bit(r->self); rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
         const struct walk *w = &r->peers[i].walk;
-        CHECK(w->ballot < r->ballot);
+        if (w->ballot >= r->ballot) { /* somebody has come after us */
+            takeover_fail(r);
+            return true;
+        }
         if (w->ballot < ballot || (w->ballot == ballot && w->at.index <= index)) continue;
         best = i;
         ballot = w->ballot;
@@ -235,8 +240,11 @@ static bool adopt(struct replica *r) {
     struct peer *p = &r->peers[t->source];
     walk_resume(r, t->source);
     if (!p->walk.ended) return false;
-    CHECK(r->last.index == p->walk.until && r->last.hash == p->sent.hash);
     t->source = REPLICA_NOBODY;
+    if (r->last.index != p->walk.until || r->last.hash != p->sent.hash) {
+        takeover_fail(r);
+        return true;
+    }
     match(r);
     return true;
 }
@@ -246,17 +254,39 @@ static void match(struct replica *r) {
     for (uint32_t rest = r->takeover.members & ~bit(r->self); rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
         struct peer *p = &r->peers[i];
+        if (p->progress.index > r->last.index) {
+            takeover_fail(r);
+            return;
+        }
         struct cursor end_of_its = p->walk.mode == WALK_SURVEY ? p->walk.at : p->sent;
         uint64_t hash;
         p->stage = PEER_MATCHED;
         if (p->progress.index == r->commit.index && follow_hash_at(r, end_of_its.index, &hash) &&
             hash == end_of_its.hash) { /* mostly: what it holds is a prefix of what was chosen */
             confirm_peer(r, i, end_of_its);
+            if (r->role != REPLICA_CANDIDATE) return;
             continue;
         }
         struct cursor from = {.index = p->progress.index, .position = p->progress.position, .hash = p->progress.hash};
         walk_begin(r, i, WALK_MATCH, from, 0);
     }
+}
+
+/* Those that hold the chosen log and have room for the NOOP: without a majority of them it is not proposed, for every
+ * attempt that comes to nothing would leave one more in the ring. */
+static uint32_t ready(struct replica *r) {
+    uint64_t end = r->last.position + record_span(sizeof r->ballot);
+    uint32_t members = 0;
+    for (uint32_t rest = r->confirmed; rest && r->role == REPLICA_CANDIDATE; rest &= rest - 1) {
+        uint32_t i = (uint32_t)__builtin_ctz(rest);
+        const struct peer *p = &r->peers[i];
+        if (i != r->self) confirm_feed(r, i);
+        uint64_t applied = i == r->self ? r->applied.position : p->progress.applied_position;
+        if ((i == r->self || (p->stage == PEER_CONFIRMED && p->sent.index == r->last.index)) &&
+            end <= applied + r->ring.bytes)
+            members |= bit(i);
+    }
+    return members;
 }
 
 static bool match_done(struct replica *r) {
@@ -268,8 +298,9 @@ static bool match_done(struct replica *r) {
     }
     if (!all(r, is_confirmed)) return false;
     r->confirmed |= bit(r->self);
-    confirm_limit(r);
-    if (replica_free_bytes(r) < record_span(sizeof r->ballot)) return false; /* until more is applied here */
+    uint32_t members = ready(r);
+    if (r->role != REPLICA_CANDIDATE) return true;
+    if (!(members & bit(r->self)) || !quorum_met(members, r->nodes)) return false; /* until more is applied */
     r->times.prepared_us = r->now_us;
     r->takeover.stage = TAKEOVER_OPEN;
     r->opened = r->last.index + 1;
