@@ -249,7 +249,7 @@ static enum step client_request(struct engine *e, struct client *c, const uint8_
         buffer_clear(&e->normal);
         uint8_t *room = buffer_room(&e->normal, resp_request_normalised_bytes(request, bytes));
         e->normal.end += resp_request_normalise(request, bytes, room);
-        struct resp_limits limits = {e->config.bulk_bytes_max, e->config.client_input_bytes_max, 1 << 16, true};
+        struct resp_limits limits = {UINT32_MAX, UINT32_MAX, 1 << 16, true}; /* an inline request was held to its own limit */
         resp_request_reset(&normal);
         CHECK(resp_request_feed(&normal, room, buffer_length(&e->normal), &limits) == RESP_DONE);
         request = &normal;
@@ -274,12 +274,13 @@ static void client_pause(struct engine *e, struct client *c) {
 }
 
 static void client_bad(struct engine *e, struct client *c) {
+    c->leaving = true;
+    if (c->request.error[0] == 0) return; /* Redis closes without a word, too */
     buffer_clear(&e->answer);
     buffer_text(&e->answer, "-ERR ");
     buffer_text(&e->answer, c->request.error);
     buffer_text(&e->answer, "\r\n");
     answer_local(e, c, &e->answer);
-    c->leaving = true;
 }
 
 static bool client_may_go_on(struct engine *e, struct client *c) {

@@ -201,7 +201,7 @@ static bool argument_is(const struct resp_request *request, const uint8_t *bytes
 }
 
 static bool token_right(const struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
-    struct resp_argument a = request->arguments[request->argc - 1];
+    struct resp_argument a = resp_request_argument(request, bytes, request->argc - 1);
     size_t length = strlen(e->config.feed_token);
     uint8_t difference = a.length != length;
     for (size_t i = 0; i < a.length && i < length; i++) difference |= (uint8_t)(bytes[a.offset + i] ^ (uint8_t)e->config.feed_token[i]);
@@ -254,6 +254,7 @@ static void feed_acknowledged(struct feed *f, uint64_t offset) {
 /* One request of the backend's handshake or an acknowledgement; false: it is refused. */
 static bool feed_request(struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
     struct feed *f = &e->feed;
+    if (request->argc == 0 || request->argc > RESP_ARGUMENTS_KEPT) return false;
     bool replconf = request->argc >= 3 && argument_is(request, bytes, 0, "REPLCONF");
     if (f->authenticated && replconf && argument_is(request, bytes, 1, "ACK")) {
         if (f->streaming) feed_acknowledged(f, argument_number(request, bytes, 2));

@@ -421,8 +421,6 @@ struct session_decision session_step(struct session *s, const struct session_con
                                      struct buffer *answer) {
     const struct command_info *info = NULL;
     enum command_verdict verdict = command_lookup(context->commands, request, bytes, &info);
-    bool open_to_all = verdict == COMMAND_OK && info->no_auth;
-    if (!s->authenticated && !open_to_all) return failed(answer, "NOAUTH Authentication required.");
     if (verdict != COMMAND_OK) {
         char line[TEXT_MAX];
         size_t n = command_error(verdict, info, request, bytes, line, sizeof line - 1);
@@ -431,9 +429,18 @@ struct session_decision session_step(struct session *s, const struct session_con
             buffer_append(answer, line, n);
             return answered();
         }
+        bool exec = info != NULL && info->action == ACTION_EXEC;
+        if (exec) { /* with arguments: it is refused, and the transaction with it */
+            session_pause(s, answer);
+            multi_forget(s);
+            buffer_append(answer, line, n);
+            return answered();
+        }
         s->multi_commands++;
         return multi_fail(s, more, answer, line);
     }
+    if (info->action == ACTION_CLOSE) return (struct session_decision){.verdict = SESSION_ANSWER, .close = true};
+    if (!s->authenticated && !info->no_auth) return failed(answer, "NOAUTH Authentication required.");
     if (s->in_multi && info->action != ACTION_QUIT)
         return step_queue(s, context, info, request, bytes, more, answer);
     switch ((enum command_way)info->way) {
