@@ -11,6 +11,8 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -194,6 +196,27 @@ def attach(address: Address, timeout_s: float = 5.0) -> int:
     """Check that a Redis answers at `address` with the given login; its process id as it tells it itself."""
     with Connection(address, timeout_s) as connection:
         return int(_info(connection, "server")["process_id"])
+
+
+def local_pid(address: Address, told: int) -> int | None:
+    """The server's process on this host, as this process numbers it; None when it is elsewhere or cannot be told.
+
+    told: the number it goes by itself, which is another one when it runs in a pid namespace of its own.
+    """
+    if address.path:
+        try:
+            with address.connect(1.0) as sock:
+                pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        except OSError:
+            return None
+        return pid or None
+    if address.host not in ("localhost", "127.0.0.1", "::1"):
+        return None
+    try:
+        name = Path(f"/proc/{told}/comm").read_text()
+    except OSError:
+        return None
+    return told if name.startswith(("redis", "valkey")) else None
 
 
 def _info(connection: Connection, section: str) -> dict[str, str]:

@@ -1,0 +1,311 @@
+"""The engine and the shm fabric of one node, as Python sees them: ffi/engine/engine.h and ffi/fabric/shm.h with types.
+
+Nodes are given by id (1..n) here; C counts them from 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from musidecar._ffi import ffi, lib
+from musidecar.config import Cluster, ConfigError
+from musidecar.protocols.redis.admin import Address
+from musidecar.protocols.redis.driver import Prepared
+
+WHY_BYTES = 256
+ROLES = {lib.REPLICA_FOLLOWER: "follower", lib.REPLICA_CANDIDATE: "follower", lib.REPLICA_LEADER: "leader"}
+NOBODY = 0xFFFFFFFF  # REPLICA_NOBODY
+BACKEND_STATES = ("down", "dirty", "syncing", "fed", "promoting", "leads")
+STAGES = {"commit": lib.STAGE_COMMIT, "backend": lib.STAGE_BACKEND, "effect": lib.STAGE_EFFECT,
+          "request": lib.STAGE_REQUEST}  # fmt: skip
+COUNTERS = (
+    "clients", "requests", "reads", "writes", "records", "effects", "effect_bytes", "batches", "probes", "forwarded",
+    "rerun", "takeovers", "stepdowns", "closed_unknown", "turn_us_max", "free_bytes", "uncovered_commands",
+    "uncovered_bytes",
+)  # fmt: skip
+
+
+class EngineError(Exception):
+    """The data plane cannot be set up; the text says why."""
+
+
+def replica_salt(secret: bytes, cluster: str) -> int:
+    """64 bits by which records of this cluster are told from foreign or forged bytes."""
+    return int.from_bytes(hmac.new(secret, b"musidecar log\0" + cluster.encode(), hashlib.sha256).digest()[:8])
+
+
+def replica_config(config: Cluster, node_id: int, secret: bytes) -> Any:
+    """A `struct replica_config *`."""
+    timing, limits = config.timing, config.limits
+    return ffi.new(
+        "struct replica_config *",
+        {
+            "self": node_id - 1,
+            "nodes": len(config.nodes),
+            "ring_bytes": limits.ring_bytes,
+            "piece_bytes_max": limits.piece_bytes_max,
+            "salt": replica_salt(secret, config.name),
+            "suspect_us": timing.suspect_us,
+            "fail_us": timing.fail_us,
+            "late_us": timing.late_us,
+            "request_us": timing.request_us,
+            "seed": secrets.randbits(64),
+        },
+    )
+
+
+# ---- the fabric ------------------------------------------------------------------------------------------------------
+
+
+class ShmFabric:
+    """This node's regions, and those of its peers mapped (musidecar.formation.Fabric)."""
+
+    def __init__(self, config: Cluster, node_id: int, replica: Any) -> None:
+        settings = {
+            "self": node_id - 1,
+            "nodes": len(config.nodes),
+            "log_bytes": lib.replica_log_bytes(replica),
+            "background_bytes": lib.replica_background_bytes(),
+            "hazard_us": config.timing.hazard_us,
+            "force_fence": 0,
+        }
+        self.shm = lib.shm_new(ffi.new("struct shm_config *", settings))
+        if self.shm == ffi.NULL:
+            raise EngineError(f"cannot make the log's memory ({settings['log_bytes']} bytes): {_errno_text()}")
+
+    def descriptors(self) -> Sequence[int]:
+        fds = lib.shm_fds(self.shm)
+        return fds.log, fds.background, fds.doorbell
+
+    def attach(self, node: int, fds: Sequence[int], pid: int) -> None:
+        if lib.shm_attach(self.shm, node - 1, tuple(fds), pid) != 0:
+            raise OSError(ffi.errno, f"node {node}'s log does not fit this node's: {_errno_text()}")
+
+    def fence(self, node: int) -> tuple[int | None, int]:
+        mapping = ffi.new("uint64_t *")
+        fd = lib.shm_fence_fd(self.shm, node - 1, mapping)
+        return (None if fd < 0 else fd), mapping[0]
+
+    def set_fence(self, node: int, fd: int | None, mapping: int) -> None:
+        if lib.shm_set_fence(self.shm, node - 1, -1 if fd is None else fd, mapping) != 0:
+            raise OSError(ffi.errno, f"no fence against node {node}: {_errno_text()}")
+
+    def open_link(self, node: int) -> None:
+        if lib.shm_open_link(self.shm, node - 1) != 0:
+            raise OSError(ffi.errno, f"no link to node {node}: {_errno_text()}")
+
+    @property
+    def fence_kind(self) -> str:
+        """How a writer stopped in mid-write is barred: `userfaultfd` or `kill`."""
+        return "userfaultfd" if lib.shm_fence_kind(self.shm) == lib.SHM_FENCE_USERFAULTFD else "kill"
+
+    def close(self) -> None:
+        if self.shm != ffi.NULL:
+            lib.shm_free(self.shm)
+            self.shm = ffi.NULL
+
+
+def _errno_text() -> str:
+    return os.strerror(ffi.errno)
+
+
+# ---- the engine ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the engine tells: `kind` is a lib.ENGINE_ value, the rest as engine.h has it."""
+
+    kind: int
+    level: int
+    a: int
+    b: int
+    text: str
+
+
+class Engine:
+    """One node's data plane. `run()` in a thread of its own; everything else from any other, until `free()`."""
+
+    def __init__(self, settings: Mapping[str, Any], fabric: ShmFabric, commands: Any) -> None:
+        why = ffi.new("char[]", WHY_BYTES)
+        self._config = ffi.new("struct engine_config *", settings)
+        self._keep = (fabric, commands)  # they outlive the engine
+        self._e = lib.engine_new(self._config, fabric.shm, commands, why, WHY_BYTES)
+        if self._e == ffi.NULL:
+            raise EngineError(f"the engine cannot be set up: {ffi.string(why).decode(errors='replace')}")
+        self._event = ffi.new("struct engine_event *")
+
+    def listen(self, listener: socket.socket) -> None:
+        """Takes a listening socket for clients over."""
+        self._check(lib.engine_listen(self._e, _hand_over(listener)), "clients' socket")
+
+    def listen_feed(self, listener: socket.socket) -> None:
+        """Takes the listening socket over to which the own backend connects for its feed."""
+        self._check(lib.engine_listen_feed(self._e, _hand_over(listener)), "feed's socket")
+
+    def add_link(self, node: int, fd: int) -> None:
+        """Takes an authenticated stream to a peer's engine over."""
+        os.set_blocking(fd, False)
+        self._check(lib.engine_add_link(self._e, node - 1, fd), f"link to node {node}")
+
+    def _check(self, outcome: int, what: str) -> None:
+        if outcome != 0:
+            raise EngineError(f"the engine does not take the {what}")
+
+    def run(self) -> int:
+        """The loop: returns after `stop()` (0) or when the engine cannot go on (-1). The GIL is free meanwhile."""
+        return int(lib.engine_run(self._e))
+
+    def stop(self) -> None:
+        lib.engine_stop(self._e)
+
+    def free(self) -> None:
+        """After run() has returned."""
+        lib.engine_free(self._e)
+        self._e = ffi.NULL
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when `events()` has some."""
+        return int(lib.engine_event_fd(self._e))
+
+    def events(self) -> Iterator[Event]:
+        """Those that wait. One thread at a time."""
+        try:
+            os.eventfd_read(self.event_fd)
+        except BlockingIOError:
+            pass
+        event = self._event
+        while lib.engine_next_event(self._e, event):
+            text = ffi.string(event.text).decode(errors="replace")
+            yield Event(event.kind, event.level, event.a, event.b, text)
+
+    def install_rdb(self, fd: int, length: int, offset: int, number: int) -> None:
+        """Hands the RDB over that the engine asked for under `number`; takes the descriptor."""
+        self._check(lib.engine_install_rdb(self._e, fd, length, offset, number), "RDB")
+
+    def rdb_failed(self, number: int) -> None:
+        lib.engine_rdb_failed(self._e, number)
+
+    def backend_objection(self) -> str | None:
+        """Why the own backend's data must not be given to another node now; None when it may."""
+        status = ffi.new("struct engine_status *")
+        lib.engine_status(self._e, status)
+        if status.backend_state in (lib.BACKEND_FED, lib.BACKEND_LEADS):
+            return None
+        return f"its backend is {BACKEND_STATES[status.backend_state]}"
+
+    def leader(self) -> int | None:
+        """Id of the leader as far as known."""
+        status = ffi.new("struct engine_status *")
+        lib.engine_status(self._e, status)
+        return None if status.leader == NOBODY else status.leader + 1
+
+    def status(self) -> dict[str, Any]:
+        """The engine's part of a node's status: role, indexes, counters, stages (us), times of the last take-over."""
+        status = ffi.new("struct engine_status *")
+        lib.engine_status(self._e, status)
+        role = ROLES[status.role]
+        if role != "leader" and (status.damage or status.backend_state in (lib.BACKEND_DIRTY, lib.BACKEND_SYNCING)):
+            role = "joining"
+        times = {f"{name}_us": getattr(status, f"takeover_{name}_us") for name in _BACKEND_TIMES}
+        times |= {name: getattr(status.takeover, name) for name in _CORE_TIMES}
+        return {
+            "role": role,
+            "leader": None if status.leader == NOBODY else status.leader + 1,
+            "serving": bool(status.serving),
+            "term": status.term,
+            "commit": status.commit,
+            "applied": status.applied,
+            "last": status.last,
+            "log_hash": f"{status.log_hash:016x}",
+            "hash_index": status.hash_index,
+            "eligible": bool(status.eligible),
+            "damage": status.damage,
+            "alive": _ids(status.alive),
+            "confirmed": _ids(status.confirmed),
+            "backend_state": BACKEND_STATES[status.backend_state],
+            "backend_offset": status.backend_offset,
+            **{name: getattr(status, name) for name in COUNTERS},
+            "takeover": times,
+            "stages": {name: self._stage(number) for name, number in STAGES.items()},
+        }
+
+    def _stage(self, number: int) -> dict[str, float]:
+        found = ffi.new("struct engine_percentiles *")
+        lib.engine_stage(self._e, number, found)
+        names = ("p50", "p90", "p99", "p999", "max")
+        return {"count": found.count} | {f"{name}_us": getattr(found, f"{name}_ns") / 1000 for name in names}
+
+
+_BACKEND_TIMES = ("fed", "promoted", "attached", "served")
+_CORE_TIMES = ("suspected_us", "requested_us", "permitted_us", "prepared_us", "opened_us")
+
+
+def _ids(mask: int) -> list[int]:
+    return [bit + 1 for bit in range(mask.bit_length()) if mask >> bit & 1]
+
+
+def _hand_over(listener: socket.socket) -> int:
+    listener.setblocking(False)
+    return listener.detach()
+
+
+def engine_settings(
+    config: Cluster,
+    node_id: int,
+    replica: Any,
+    backend: Address,
+    prepared: Prepared,
+    *,
+    token: str,
+    feed_port: int,
+    pids: Mapping[int, int],
+) -> dict[str, Any]:
+    """The fields of `struct engine_config`. ConfigError when the backend's host has no IPv4 address."""
+    timing, limits = config.timing, config.limits
+    return {
+        "replica": replica[0],
+        "tick_busy_us": timing.tick_busy_us,
+        "tick_idle_us": timing.tick_idle_us,
+        "backend_timeout_us": timing.backend_timeout_ms * 1000,
+        "takeover_timeout_us": timing.takeover_timeout_ms * 1000,
+        "feed_delay_us": timing.feed_delay_us,
+        "wait_timeout_us": WAIT_TIMEOUT_US,
+        "databases": prepared.databases,
+        "backend_version": prepared.version.encode(),
+        "clients_max": limits.clients_max,
+        "client_input_bytes_max": limits.client_input_bytes_max,
+        "client_output_bytes_max": limits.client_output_bytes_max,
+        "bulk_bytes_max": prepared.bulk_bytes_max,
+        "backend_path": os.fsencode(backend.path),
+        "backend_host": _ipv4(backend.host),
+        "backend_port": backend.port,
+        "backend_user": backend.user.encode(),
+        "backend_password": backend.password.encode(),
+        "feed_token": token.encode(),
+        "feed_port": feed_port,
+        "password_needed": prepared.password_needed,
+        "seed": node_id == config.seed,
+        "pids": [pids.get(i + 1, 0) for i in range(lib.FABRIC_NODES_MAX)],
+    }
+
+
+WAIT_TIMEOUT_US = 10_000_000  # requests wait this long for a leader, then their connection closes
+
+
+def _ipv4(host: str) -> bytes:
+    if not host:
+        return b""
+    try:
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError([f"backend address: {host} has no IPv4 address: {error.strerror}"]) from None
+    return str(found[0][4][0]).encode()
