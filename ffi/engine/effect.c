@@ -222,10 +222,15 @@ static bool cut_choose(struct engine *e) {
     return true;
 }
 
-static void cut_done(struct engine *e, bool wrote) {
+/* False: this node does not lead any more, and no gate may open. */
+static bool cut_done(struct engine *e, bool wrote) {
     struct shared *s = &e->shared;
-    uint64_t probe = wrote ? 0 : replica_probe(e->replica); /* a committed EFFECT is a probe itself */
-    if (!wrote) e->counters.probes++;
+    uint64_t probe = 0;
+    if (!wrote) { /* a committed EFFECT is a probe itself */
+        probe = replica_probe(e->replica);
+        if (probe == 0) return false;
+        e->counters.probes++;
+    }
     for (uint64_t i = s->gates.head; i < e->cut.gates; i++) {
         struct gate *g = queue_at(&s->gates, i);
         if (g->cut) continue;
@@ -234,6 +239,7 @@ static void cut_done(struct engine *e, bool wrote) {
         g->probe = probe;
     }
     e->cut.active = false;
+    return true;
 }
 
 /* Proposes the pieces of the EFFECT being cut; false when the ring has no room. */
@@ -276,7 +282,7 @@ void effects_cut(struct engine *e) {
     while (e->cut.active || cut_choose(e)) {
         bool writes = e->cut.end > s->cut_offset;
         if (writes && !cut_propose(e)) return;
-        cut_done(e, writes);
+        if (!cut_done(e, writes)) return;
     }
     /* Effects that no batch of ours caused (expiry, the backend's own PINGs) get a ROLE of their own (R2). */
     if (buffer_length(&s->effects) > 0 && e->shared.roles_in_flight == 0) e->shared.unproven = true;

@@ -32,6 +32,7 @@ void feed_disconnect(struct engine *e) {
     resp_request_reset(&f->request);
     f->authenticated = f->streaming = f->rdb_head_sent = false;
     f->rdb_sent = 0;
+    engine_update_eligible(e);
 }
 
 static void feed_drop_rdb(struct engine *e) {
@@ -241,6 +242,7 @@ static bool feed_psync(struct engine *e, const struct resp_request *request, con
     buffer_text(&f->socket.out, line);
     f->sent_offset = next - 1;
     f->streaming = true;
+    engine_update_eligible(e);
     return true;
 }
 

@@ -10,7 +10,8 @@ static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
 void engine_update_eligible(struct engine *e) {
     bool first = e->config.seed && e->log.epoch == 0 && e->admin.socket.source.fd >= 0;
-    replica_set_eligible(e->replica, first || e->backend >= BACKEND_FED);
+    bool fed = e->backend == BACKEND_FED && e->feed.streaming;
+    replica_set_eligible(e->replica, first || fed || e->backend > BACKEND_FED);
 }
 
 void backend_set(struct engine *e, enum backend_state state) {
