@@ -41,7 +41,7 @@ def ensure_private(path: Path) -> None:
     except FileExistsError:
         raise ConfigError([f"{path}: is not a folder"]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: cannot make this folder: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: cannot make this folder: {error.strerror}: choose another"]) from None
     if found.st_uid != os.geteuid():
         raise ConfigError([f"{path}: belongs to user {found.st_uid}, not to {os.geteuid()}: choose another folder"])
     if stat.S_IMODE(found.st_mode) & 0o077:
@@ -120,7 +120,7 @@ def claim(path: Path) -> Lock:
         if fresh and path.is_dir() and path.stat().st_uid == os.geteuid():
             path.chmod(0o700)
     except OSError as error:
-        raise ConfigError([f"{path}: cannot use this folder: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: cannot use this folder: {error.strerror}: choose another"]) from None
     ensure_private(path)
     if not fresh and not lock_file.is_file():
         raise ConfigError([f"{path}: holds other files: give a new or an empty folder with --dir"])
@@ -134,7 +134,7 @@ def claim(path: Path) -> Lock:
         _remove_leftovers(path, lock_file)
     except OSError as error:
         lock.release()
-        raise ConfigError([f"{path}: cannot write here: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: cannot write here: {error.strerror}: choose another folder"]) from None
     except ConfigError:
         lock.release()
         raise

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROLES = ("leader", "follower", "joining", "down")
 ANSWER_S = 1.0
+HASH_SHOWN = 8
 LAG_RECORDS = 10_000  # behind by more than this: say so
 # What every node's entry has; a node that is down has None in all but the first five.
 FIELDS = ("id", "role", "client", "backend", "serving", "pid", "backend_pid", "commit", "applied", "log_hash",
@@ -117,19 +118,21 @@ def _differences(up: list[dict[str, Any]]) -> list[Problem]:
 
 def table(snapshot: dict[str, Any]) -> Table:
     """The nodes, one a row."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     colours = {"leader": "bold green", "follower": "green", "joining": "yellow", "down": "bold red"}
     term = snapshot["term"] if snapshot["term"] is not None else "-"
-    result = Table(title=f"{snapshot['cluster']}   term {term}   fabric {snapshot['fabric']}", title_justify="left")
-    numbers = ("node", "pid", "backend pid", "commit", "applied")
-    for name in ("node", "role", "clients", "serves", "pid", "backend pid", "commit", "applied", "log hash"):
-        result.add_column(name, justify="right" if name in numbers else "left")
+    title = f"{snapshot['cluster']}   term {term}   fabric {snapshot['fabric']}"
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    numbers = ("node", "pid", "server", "commit", "applied")
+    for name in ("node", "role", "clients", "pid", "server", "commit", "applied", "log hash"):
+        result.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for node in snapshot["nodes"]:
         role = Text(node["role"], style=colours.get(node["role"], ""))
-        cells = [node["pid"], node["backend_pid"], node["commit"], node["applied"], node["log_hash"]]
-        pid, backend_pid, commit, applied, log_hash = ("-" if cell is None else str(cell) for cell in cells)
-        serves = "yes" if node["serving"] else "no"
-        result.add_row(str(node["id"]), role, node["client"], serves, pid, backend_pid, commit, applied, log_hash)
+        log_hash = None if node["log_hash"] is None else str(node["log_hash"])[:HASH_SHOWN]
+        cells = [node["pid"], node["backend_pid"], node["commit"], node["applied"], log_hash]
+        texts = ["-" if cell is None else str(cell) for cell in cells]
+        result.add_row(str(node["id"]), role, node["client"], *texts)
     return result
