@@ -204,11 +204,19 @@ static void flush_all(struct engine *e) {
     for (; queue_length(&e->dead) > 0; queue_pop(&e->dead)) e->free_slots[e->free_count++] = *(uint32_t *)queue_front(&e->dead);
 }
 
+static uint64_t thread_cpu_us(void) {
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000000ull + (uint64_t)used.tv_nsec / 1000;
+}
+
 /* A loop that stood still looks like a dead node to the others: worth a line. */
 static void turn_timed(struct engine *e, uint64_t since_ns) {
     uint64_t took_us = (clock_ns() - since_ns) / 1000;
     if (took_us > e->counters.turn_us_max) e->counters.turn_us_max = took_us;
-    if (took_us > e->config.replica.fail_us / 2) engine_log(e, 30, "one turn of the loop took %llu ms", (unsigned long long)took_us / 1000);
+    if (took_us <= e->config.replica.fail_us / 2) return;
+    engine_log(e, 30, "one turn of the loop took %llu ms, %llu ms of them on a processor", (unsigned long long)took_us / 1000,
+               (unsigned long long)(thread_cpu_us() - e->tick_cpu_us) / 1000);
 }
 
 /* Everything that one turn's events led to, in the order of the request path. */
@@ -352,6 +360,7 @@ int engine_run(struct engine *e) {
         wait_for_events(e, events, e->tick_us + interval);
         if (e->now_us >= e->tick_us + interval || e->now_us < e->tick_us) {
             e->tick_us = e->now_us;
+            e->tick_cpu_us = thread_cpu_us();
             tick(e, interval_us(e));
         }
         turn(e);

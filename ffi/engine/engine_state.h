@@ -278,7 +278,7 @@ struct engine {
     int epoll;
     struct source fabric_source, control_source;
     struct listener *listeners;
-    uint64_t now_us, now_ns, tick_us, busy_until_us, stopped_check_us;
+    uint64_t now_us, now_ns, tick_us, tick_cpu_us, busy_until_us;
     atomic_bool stopping;
 
     struct client *clients; /* clients_max slots */
