@@ -269,8 +269,7 @@ class _Foreground:
         process = self.cluster.processes[node_id]
         text = f"node {node_id} ended: {how_it_ended(process.wait())} ({self.cluster.log(node_id)})"
         if not self.restart:
-            bring_back = f"musidecar run --config {self.cluster.config_file} --node {node_id}"
-            return _say(f"{text}; to bring it back: {bring_back}")
+            return _say(f"{text}; the others go on")
         delay = self.delay.get(node_id, RESTART_S_MIN)
         self.delay[node_id] = min(2 * delay, RESTART_S_MAX)
         self.due[node_id] = time.monotonic() + delay

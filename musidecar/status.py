@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROLES = ("leader", "follower", "joining", "down")
 ANSWER_S = 1.0
 HASH_SHOWN = 8
+NO_WAY_BACK = "this version takes no node back into a running cluster: start all of it again when it suits"
 LAG_RECORDS = 10_000  # behind by more than this: say so
 # What every node's entry has; a node that is down has None in all but the first five.
 FIELDS = ("id", "role", "client", "backend", "serving", "pid", "backend_pid", "commit", "applied", "log_hash",
@@ -75,6 +76,7 @@ def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
     majority = len(nodes) // 2 + 1
     up = [node for node in nodes if node["role"] != "down"]
     down = [node for node in nodes if node["role"] == "down"]
+    formed = any(node["role"] in ("leader", "follower") for node in up)
     if not up:
         found.append(Problem("no node runs"))
     elif len(up) < majority:
@@ -82,7 +84,7 @@ def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
     elif snapshot["leader"] is None:
         found.append(Problem("there is no leader: nobody is served", "look at the nodes' logs if this lasts"))
     for node in down:
-        remedy = f"musidecar run --config {config.path} --node {node['id']}"
+        remedy = NO_WAY_BACK if formed else f"musidecar run --config {config.path} --node {node['id']}"
         if "does not answer" in node.get("reason", ""):
             remedy = "it is stopped (kill -CONT) or very busy: see its log"
         found.append(Problem(f"node {node['id']} {node.get('reason', 'is down')}", remedy))
@@ -125,7 +127,7 @@ def table(snapshot: dict[str, Any]) -> Table:
     colours = {"leader": "bold green", "follower": "green", "joining": "yellow", "down": "bold red"}
     term = snapshot["term"] if snapshot["term"] is not None else "-"
     title = f"{snapshot['cluster']}   term {term}   fabric {snapshot['fabric']}"
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
     numbers = ("node", "pid", "server", "commit", "applied")
     for name in ("node", "role", "clients", "pid", "server", "commit", "applied", "log hash"):
         result.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)

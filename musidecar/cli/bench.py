@@ -22,6 +22,19 @@ def verb() -> None:
     """Measure it on this host."""
 
 
+@verb.command("replicate")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of both contestants.")
+@click.option("--seconds", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Of each measurement.")
+@click.option("--payload-bytes", type=click.IntRange(1), default=64, show_default=True, help="Of each record.")
+@click.option("--png", type=options.PATH, metavar="FILE", help="Draw it.")
+@click.option("--pin", is_flag=True, help="Keep the leader on a processor of its own.")
+def replicate(rounds: int, seconds: float, payload_bytes: int, png: Path | None, pin: bool) -> None:
+    """What a commit costs, beside raw copies of the same bytes."""
+    from musidecar.bench import replicate
+
+    sys.exit(replicate.run(rounds=rounds, payload_bytes=payload_bytes, seconds=seconds, png=png, pin=pin))
+
+
 @verb.command("failover")
 @click.option("--runs", type=click.IntRange(1), default=50, show_default=True, help="Each with a fresh cluster.")
 @click.option("--hang", is_flag=True, help="Stop the leader (SIGSTOP) instead of killing it, and continue it later.")

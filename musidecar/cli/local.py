@@ -15,7 +15,7 @@ from musidecar.cli import options
 @click.option("--dir", "folder", type=options.PATH, metavar="DIR", help="Where it lives: a new or empty folder.")
 @click.option("--fabric", default="shm", show_default=True, metavar="NAME", help="What carries the log.")
 @click.option("--binary", default="redis-server", show_default=True, metavar="PATH", help="The server to start.")
-@click.option("--restart", is_flag=True, help="Start a node that died again.")
+@click.option("--restart", is_flag=True, hidden=True, help="Start a node that died again.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def verb(
     backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str, restart: bool, log_json: bool

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from musidecar.config import Cluster, parse
-from musidecar.status import LAG_RECORDS, problems, table
+from musidecar.status import LAG_RECORDS, NO_WAY_BACK, Problem, problems, table
 
 
 @pytest.fixture
@@ -41,10 +41,15 @@ def test_healthy_has_no_problem(config: Cluster) -> None:
     assert problems(snapshot(), config) == []
 
 
-def test_a_dead_node_comes_with_the_line_that_brings_it_back(config: Cluster) -> None:
+def test_a_node_that_is_missing_at_the_start_comes_with_the_line_that_starts_it(config: Cluster) -> None:
+    found = problems(snapshot(n1=DOWN, n2=DOWN, n3=DOWN), config)
+    assert found[2].text == "node 2 is not running"
+    assert found[2].remedy == "musidecar run --config /d/cluster.toml --node 2"
+
+
+def test_a_node_lost_from_a_running_cluster_is_not_promised_back(config: Cluster) -> None:
     (found,) = problems(snapshot(n2=DOWN), config)
-    assert found.text == "node 2 is not running"
-    assert found.remedy == "musidecar run --config /d/cluster.toml --node 2"
+    assert found == Problem("node 2 is not running", NO_WAY_BACK)
 
 
 def test_a_stopped_node_is_not_started_twice(config: Cluster) -> None:
