@@ -175,9 +175,11 @@ class Timing(_Section):
     late_us: Us = 2_000
     request_us: Us = 2_000
     hazard_us: Us = 50
+    pin_us: Us = 50_000
     feed_delay_us: Us = 1_000
     backend_timeout_ms: Ms = 5_000
     takeover_timeout_ms: Ms = 3_000
+    wait_timeout_ms: Ms = 10_000
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """(key, reason) for each time that contradicts another one."""
@@ -191,6 +193,8 @@ class Timing(_Section):
             ("hazard_us", self.hazard_us < self.suspect_us, "must be less than suspect_us"),
             ("request_us", self.request_us < self.fail_us, "must be less than fail_us"),
             ("request_us", self.request_us > self.hazard_us, "must be more than hazard_us"),
+            ("pin_us", self.pin_us >= self.suspect_us, "must be at least suspect_us"),
+            ("wait_timeout_ms", self.wait_timeout_ms > self.takeover_timeout_ms, "must be more than takeover_timeout_ms"),
             ("feed_delay_us", self.feed_delay_us < takeover_us, "must be less than takeover_timeout_ms"),
             ("takeover_timeout_ms", takeover_us > self.fail_us, "must be more than fail_us"),
             ("takeover_timeout_ms", takeover_us > 10 * self.request_us, "must be over ten times request_us"),
