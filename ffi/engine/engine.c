@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "engine/engine_state.h"
+#include "prompt.h"
 
 #define EVENTS_A_TURN 256
 #define EVENTS_KEPT 4096
@@ -344,6 +345,7 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
 
 int engine_run(struct engine *e) {
     struct epoll_event events[EVENTS_A_TURN];
+    prompt_thread();
     if (shm_enter(e->shm) != 0) {
         engine_fatal(e, "the fabric cannot be entered");
         return -1;
