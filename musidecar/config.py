@@ -194,7 +194,7 @@ class Timing(_Section):
             ("request_us", self.request_us < self.fail_us, "must be less than fail_us"),
             ("request_us", self.request_us > self.hazard_us, "must be more than hazard_us"),
             ("pin_us", self.pin_us >= self.suspect_us, "must be at least suspect_us"),
-            ("wait_timeout_ms", self.wait_timeout_ms > self.takeover_timeout_ms, "must be more than takeover_timeout_ms"),
+            ("wait_timeout_ms", self.wait_timeout_ms > self.takeover_timeout_ms, "must exceed takeover_timeout_ms"),
             ("feed_delay_us", self.feed_delay_us < takeover_us, "must be less than takeover_timeout_ms"),
             ("takeover_timeout_ms", takeover_us > self.fail_us, "must be more than fail_us"),
             ("takeover_timeout_ms", takeover_us > 10 * self.request_us, "must be over ten times request_us"),
