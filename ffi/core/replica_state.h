@@ -53,6 +53,7 @@ struct walk {
     bool reading, ended, blocked; /* blocked: a copy waits for room in the own ring */
     struct cursor at;
     uint64_t until;  /* COPY: last index wanted */
+    struct cursor claim; /* COPY: where the peer said, or was seen, to be then */
     uint64_t ballot; /* of the last record passed; 0: none */
     uint32_t want;   /* bytes of the next or present read */
     uint8_t *landing;

@@ -127,6 +127,8 @@ static uint32_t most_advanced(const struct replica *r, bool *beyond) {
         if (index <= r->commit.index) continue;
         *beyond = true;
         if ((r->takeover.unusable & bit(i)) || index <= most) continue;
+        /* What its ring holds before that was never decided for sure: it installed a snapshot over it. */
+        if (r->peers[i].progress.oldest_position > r->commit.position) continue;
         most = index;
         who = i;
     }
@@ -144,6 +146,10 @@ static bool catch_up(struct replica *r) {
         if (!w->ended) return false;
         if (w->at.index < w->until) t->unusable |= bit(t->source);
         t->source = REPLICA_NOBODY;
+        if (w->at.index == w->claim.index && w->at.hash != w->claim.hash) {
+            r->damage = REPLICA_DIVERGED;
+            takeover_fail(r);
+        }
         return true;
     }
     bool beyond;
@@ -168,6 +174,7 @@ static bool catch_up(struct replica *r) {
     follow_reset(r);
     t->source = who;
     walk_begin(r, who, WALK_COPY, r->commit, its->index);
+    r->peers[who].walk.claim = (struct cursor){.index = its->index, .position = its->position, .hash = its->hash};
     return true;
 }
 
@@ -226,8 +233,7 @@ static bool survey(struct replica *r) {
     struct cursor end_of_best = r->peers[best].walk.at;
     follow_reset(r);
     walk_begin(r, best, WALK_COPY, r->commit, index);
-    r->peers[best].walk.ballot = ballot; /* for the case that it is copied completely, as it must be */
-    r->peers[best].sent = end_of_best;
+    r->peers[best].walk.claim = end_of_best;
     return true;
 }
 
@@ -241,7 +247,7 @@ static bool adopt(struct replica *r) {
     walk_resume(r, t->source);
     if (!p->walk.ended) return false;
     t->source = REPLICA_NOBODY;
-    if (r->last.index != p->walk.until || r->last.hash != p->sent.hash) {
+    if (r->last.index != p->walk.claim.index || r->last.hash != p->walk.claim.hash) {
         takeover_fail(r);
         return true;
     }
@@ -258,7 +264,7 @@ static void match(struct replica *r) {
             takeover_fail(r);
             return;
         }
-        struct cursor end_of_its = p->walk.mode == WALK_SURVEY ? p->walk.at : p->sent;
+        struct cursor end_of_its = p->walk.mode == WALK_SURVEY ? p->walk.at : p->walk.claim;
         uint64_t hash;
         p->stage = PEER_MATCHED;
         if (p->progress.index == r->commit.index && follow_hash_at(r, end_of_its.index, &hash) &&

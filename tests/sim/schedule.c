@@ -155,7 +155,7 @@ static uint32_t alive(void) {
 
 static void pause_node(uint32_t i, bool paused) {
     world.node[i].paused = paused;
-    sim_freeze(world.sim, i, paused);
+    sim_freeze(world.sim, i, paused && roll(2)); /* stores by its processor stand still, those by a network card go on */
 }
 
 static void cut(uint32_t from, uint32_t to, bool now_cut) {
@@ -208,6 +208,7 @@ static void begin(uint32_t nodes, uint64_t seed, uint32_t bugs) {
     world.config = (struct replica_config){.nodes = nodes, .ring_bytes = 4096u << roll(3), .salt = 99 + seed,
                                            .suspect_us = 2000, .fail_us = 4000, .late_us = 2500, .request_us = 1000, .seed = seed};
     world.config.piece_bytes_max = roll(2) ? 300 : 500;
+    world.config.pin_us = (uint32_t)roll(2) * 500;
     struct sim_config config = {.nodes = nodes, .log_bytes = replica_log_bytes(&world.config), .seed = seed,
                                 .background_bytes = replica_background_bytes(),
                                 .delay_max_us = (uint32_t)(roll(3) ? roll(120) : 0), .part_bytes = roll(2) ? 64 : 0};
