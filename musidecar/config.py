@@ -117,8 +117,8 @@ class Backend(_Section):
             raise ValueError('give either socket = "/path" or address = "host:port"')
         if self.spawn and self.socket is None:
             raise ValueError("spawn = true needs a socket: a backend started here listens on no port")
-        if self.spawn and (self.user or self.password_file):
-            raise ValueError("user and password_file are for a Redis that is already running (spawn = false)")
+        if self.spawn and self.user:
+            raise ValueError("user is for a Redis that is already running (spawn = false)")
         if self.user and self.password_file is None:
             raise ValueError("user needs a password_file")
         if self.socket is not None:
@@ -306,6 +306,12 @@ class Cluster(_Section):
                 first = self.nodes[seen.setdefault(place(node), i)]
                 if place(node) is not None and first is not node:
                     yield f"nodes[{i}].{key}", f"{place(node)} is node {first.id}'s already"
+        # A client logs in at the server of the node it is connected to, and then sees everybody's data.
+        guarded = next((node for node in self.nodes if node.backend.password_file is not None), None)
+        for i, node in enumerate(self.nodes):
+            if guarded is not None and node.backend.password_file is None:
+                reason = f"is missing: node {guarded.id} has one, and here clients would need none"
+                yield f"nodes[{i}].backend.password_file", reason
         yield from self.timing.conflicts()
         yield from self.limits.conflicts()
 

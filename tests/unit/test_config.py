@@ -130,7 +130,7 @@ def test_sizes_with_units() -> None:
         ({"kind": "redis"}, "give either socket"),
         ({"socket": "s", "address": "h:1"}, "give either socket"),
         ({"address": "h:1", "spawn": True}, "spawn = true needs a socket"),
-        ({"socket": "s", "spawn": True, "password_file": "p"}, "for a Redis that is already running"),
+        ({"socket": "s", "spawn": True, "password_file": "p", "user": "u"}, "for a Redis that is already running"),
         ({"socket": "s", "user": "u"}, "user needs a password_file"),
         ({"socket": "x" * 120}, "too long for a Unix socket by"),
     ],
@@ -197,9 +197,19 @@ def test_secret_is_private_and_whole(folder: Path) -> None:
         secret.load(path)
 
 
+def test_a_password_is_everybodys_or_nobodys() -> None:
+    def change(data: dict[str, Any]) -> None:
+        for node in data["nodes"][:2]:
+            node["backend"]["password_file"] = "p"
+
+    (line,) = problems(change)
+    assert line.startswith("cluster.toml: nodes[2].backend.password_file: is missing: node 1 has one")
+
+
 def test_password_comes_from_the_first_line(folder: Path) -> None:
     data = good()
-    data["nodes"][0]["backend"]["password_file"] = str(folder / "p")
+    for node in data["nodes"]:
+        node["backend"]["password_file"] = str(folder / "p")
     backend = parse(data, FILE).node(1).backend
     with pytest.raises(ConfigError, match="cannot read the password"):
         backend.password()
