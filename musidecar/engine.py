@@ -56,6 +56,7 @@ def replica_config(config: Cluster, node_id: int, secret: bytes) -> Any:
             "fail_us": timing.fail_us,
             "late_us": timing.late_us,
             "request_us": timing.request_us,
+            "pin_us": timing.pin_us,
             "seed": secrets.randbits(64),
         },
     )
@@ -194,19 +195,24 @@ class Engine:
     def rdb_failed(self, number: int) -> None:
         lib.engine_rdb_failed(self._e, number)
 
-    def backend_objection(self) -> str | None:
-        """Why the own backend's data must not be given to another node now; None when it may."""
+    def backend_objection(self, term: int) -> str | None:
+        """Why the own backend's data must not be given to a node in that term; None when it may.
+
+        A leader deposed while it stood still is of an earlier term, whatever it takes itself for.
+        """
         status = ffi.new("struct engine_status *")
         lib.engine_status(self._e, status)
+        if status.term < term:
+            return f"it is in term {status.term} still"
         if status.backend_state in (lib.BACKEND_FED, lib.BACKEND_LEADS):
             return None
         return f"its backend is {BACKEND_STATES[status.backend_state]}"
 
-    def leader(self) -> int | None:
-        """Id of the leader as far as known."""
+    def leader_and_term(self) -> tuple[int | None, int]:
+        """Id of the leader as far as known, and the term."""
         status = ffi.new("struct engine_status *")
         lib.engine_status(self._e, status)
-        return None if status.leader == NOBODY else status.leader + 1
+        return (None if status.leader == NOBODY else status.leader + 1), status.term
 
     def status(self) -> dict[str, Any]:
         """The engine's part of a node's status: role, indexes, counters, stages (us), times of the last take-over."""
@@ -278,7 +284,7 @@ def engine_settings(
         "backend_timeout_us": timing.backend_timeout_ms * 1000,
         "takeover_timeout_us": timing.takeover_timeout_ms * 1000,
         "feed_delay_us": timing.feed_delay_us,
-        "wait_timeout_us": WAIT_TIMEOUT_US,
+        "wait_timeout_us": timing.wait_timeout_ms * 1000,
         "databases": prepared.databases,
         "backend_version": prepared.version.encode(),
         "clients_max": limits.clients_max,
@@ -296,9 +302,6 @@ def engine_settings(
         "seed": node_id == config.seed,
         "pids": [pids.get(i + 1, 0) for i in range(lib.FABRIC_NODES_MAX)],
     }
-
-
-WAIT_TIMEOUT_US = 10_000_000  # requests wait this long for a leader, then their connection closes
 
 
 def _ipv4(host: str) -> bytes:

@@ -30,7 +30,8 @@ from musidecar.mesh import FRAME_S, Connection, Mesh, MeshError, Refused, Unreac
 
 STEP_S = 15.0  # a step that only needs processes to run takes no longer than this
 DIAL_S = 2.0
-RETRY_S = 0.1  # between attempts to reach a node that is not there yet
+RETRY_S = 0.1  # between attempts to reach a node that is not there yet,
+REFUSED_RETRY_S = 1.0  # or that refuses
 REMIND_S = 10.0  # "still waiting" is said this often
 PAUSE_S = 0.2  # longest pause before the next round
 
@@ -240,7 +241,8 @@ class _Round:
                 if text and self.complaints.get(node) != text:
                     log.warning("mesh: %s", text)
                 self.complaints[node] = text
-            self.retry_at[node] = time.monotonic() + RETRY_S
+            pause = REFUSED_RETRY_S if self.complaints.get(node) else RETRY_S
+            self.retry_at[node] = time.monotonic() + pause
 
     def _check_running(self, node: int) -> None:
         """A node of a formed cluster says so to whoever asks. Lost if this node cannot be part of it any more."""

@@ -45,7 +45,9 @@ HANDSHAKE_S = 5.0
 FRAME_S = 10.0  # for sending a frame, and for receiving one that has begun
 STRANGERS_MAX = 32  # connections in their handshake at a time
 FDS_MAX = 8
-REFUSAL_GAP_S = 0.2  # refusals are logged one line each, but no faster than this
+REFUSAL_GAP_S = 0.2  # refusals are logged one line each, but no faster than this,
+REFUSAL_AGAIN_S = 30.0  # and the same one again only after this
+REFUSALS_KEPT = 100
 
 _HEADER = struct.Struct(">cI")
 _JSON, _RAW = b"J", b"B"
@@ -413,6 +415,7 @@ class Mesh:
         self._thread = threading.Thread(target=self._accept, name="mesh", daemon=True)
         self._refusals = threading.Lock()
         self._refusal_next = 0.0
+        self._refusals_said: dict[str, float] = {}
         self._refusals_unsaid = 0
 
     def listen(self) -> None:
@@ -510,9 +513,12 @@ class Mesh:
     def _log_refusal(self, text: str) -> None:
         now = time.monotonic()
         with self._refusals:
-            if now < self._refusal_next:
+            if now < self._refusal_next or now < self._refusals_said.get(text, 0.0):
                 self._refusals_unsaid += 1
                 return
-            self._refusal_next, unsaid, self._refusals_unsaid = now + REFUSAL_GAP_S, self._refusals_unsaid, 0
+            if len(self._refusals_said) >= REFUSALS_KEPT:
+                self._refusals_said.clear()
+            self._refusal_next, self._refusals_said[text] = now + REFUSAL_GAP_S, now + REFUSAL_AGAIN_S
+            unsaid, self._refusals_unsaid = self._refusals_unsaid, 0
         more = f" (and {unsaid} more)" if unsaid else ""
         log.warning("mesh: refused a connection: %s%s", text, more)

@@ -147,7 +147,9 @@ class Sidecar:
         backend = self.node.backend
         if backend.spawn:
             assert backend.socket is not None
-            self._server = driver.spawn(self.home, backend.socket, binary=backend.binary)
+            self._server = driver.spawn(
+                self.home, backend.socket, binary=backend.binary, password=backend.password() or ""
+            )
             self._address = self._server.address
         else:
             self._address = backend_address(self.config, self.node)
@@ -283,18 +285,14 @@ class Sidecar:
         assert self._engine is not None
         if self._fetching is not None:
             self._fetching.cancel()
-        self._fetching = _Fetching(self._mesh, self._engine, self.home, self._others(), offset, number)
-
-    def _others(self) -> list[int]:
-        """The other nodes, the leader last: a transfer costs the giver a fork."""
-        assert self._engine is not None
-        leader = self._engine.leader()
+        leader, term = self._engine.leader_and_term()
         others = [node for node in self.member.nodes if node != self.node.id]
-        return sorted(others, key=lambda node: node == leader)
+        others.sort(key=lambda node: node == leader)  # the leader last: a transfer costs the giver a fork
+        self._fetching = _Fetching(self._mesh, self._engine, self.home, others, offset, term, number)
 
-    def _objection(self) -> str | None:
+    def _objection(self, term: int) -> str | None:
         with self._engine_lock:
-            return "it is not running yet" if self._engine is None else self._engine.backend_objection()
+            return "it is not running yet" if self._engine is None else self._engine.backend_objection(term)
 
     # ---- what it tells ----
 
@@ -362,9 +360,11 @@ class Sidecar:
 class _Fetching:
     """One RDB on its way to the engine, in a thread of its own."""
 
-    def __init__(self, own: mesh.Mesh, engine: Engine, into: Path, nodes: list[int], offset: int, number: int) -> None:
+    def __init__(
+        self, own: mesh.Mesh, engine: Engine, into: Path, nodes: list[int], offset: int, term: int, number: int
+    ) -> None:
         self._mesh, self._engine, self._into = own, engine, into
-        self._nodes, self._offset, self._number = nodes, offset, number
+        self._nodes, self._offset, self._term, self._number = nodes, offset, term, number
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="transfer", daemon=True)
         self._thread.start()
@@ -379,7 +379,9 @@ class _Fetching:
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            got = transfer.fetch(self._mesh, self._nodes, self._offset, self._into, cancelled=self._cancelled.is_set)
+            got = transfer.fetch(
+                self._mesh, self._nodes, self._offset, self._into, term=self._term, cancelled=self._cancelled.is_set
+            )
         except transfer.Cancelled:
             return
         except transfer.TransferFailed as error:

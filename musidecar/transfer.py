@@ -1,8 +1,9 @@
 """An RDB from one node to another: what a backend is filled with that the log alone cannot bring up.
 
 The asking node makes an authenticated connection of its own for each transfer and names the replication offset it
-needs. The serving node takes an RDB from its own Redis and passes it on in pieces as they come; length and SHA-256
-close it. Nothing is held in memory, and the file on the asking side has no name from the moment it is open.
+needs and the term it is in: a leader that was deposed and has not noticed yet must not give its data away. The serving
+node takes an RDB from its own Redis and passes it on in pieces as they come; length and SHA-256 close it. Nothing is
+held in memory, and the file on the asking side has no name from the moment it is open.
 """
 
 from __future__ import annotations
@@ -63,11 +64,13 @@ def fetch(
     at_least_offset: int,
     into: Path,
     *,
+    term: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
     silence_s: float = SILENCE_S,
 ) -> Fetched:
     """An RDB whose replication offset is at least `at_least_offset`, from the first of `nodes` that can give one.
 
+    term: a node that has not got so far is passed over, like one that has no clean data or is not there.
     The file lies in the folder `into` (0600, unlinked at once). TransferFailed when no node gives one, each with its
     reason; Cancelled when `cancelled` says so, which is asked for every piece.
     """
@@ -76,7 +79,7 @@ def fetch(
         if cancelled():
             raise Cancelled
         try:
-            return _fetch_from(mesh, node, at_least_offset, into, cancelled, silence_s)
+            return _fetch_from(mesh, node, at_least_offset, term, into, cancelled, silence_s)
         except (_Skip, MeshError) as error:
             reasons.append(f"node {node}: {error}")
             log.info("transfer: not from node %d: %s", node, error)
@@ -87,10 +90,10 @@ def fetch(
 
 
 def _fetch_from(
-    mesh: Mesh, node: int, at_least: int, into: Path, cancelled: Callable[[], bool], silence_s: float
+    mesh: Mesh, node: int, at_least: int, term: int, into: Path, cancelled: Callable[[], bool], silence_s: float
 ) -> Fetched:
     with mesh.dial(node, "transfer") as connection:
-        connection.send({"at_least": at_least})
+        connection.send({"at_least": at_least, "term": term})
         answer = connection.recv(silence_s)
         if "not_ready" in answer:
             raise _Skip(str(answer["not_ready"])[:300])
@@ -152,11 +155,12 @@ def size(count: int) -> str:
 class Source:
     """Serves RDBs of this node's own backend to other nodes; a handler for the mesh's role `transfer`.
 
-    objection: why this backend's data must not be given away now (dirty, being filled, ...), or None. Asked before a
-    transfer begins and again before it is declared whole, so data that turned dirty under way is never handed over.
+    objection: why this backend's data must not be given away now to a node in that term (dirty, being filled, of an
+    earlier term), or None. Asked before a transfer begins and again before it is declared whole, so data that turned
+    dirty under way is never handed over.
     """
 
-    def __init__(self, address: Address, objection: Callable[[], str | None]) -> None:
+    def __init__(self, address: Address, objection: Callable[[int], str | None]) -> None:
         self.address = address
         self.objection = objection
         self._free = threading.BoundedSemaphore(SERVE_MAX)
@@ -165,21 +169,21 @@ class Source:
         """One transfer, in the calling thread. Unreachable when the other node goes away."""
         with connection:
             question = connection.recv(SILENCE_S)
-            at_least = question.get("at_least")
-            if not isinstance(at_least, int):
-                raise Unreachable("it asks for no offset")
+            at_least, term = question.get("at_least"), question.get("term")
+            if not isinstance(at_least, int) or not isinstance(term, int):
+                raise Unreachable("it names no offset or no term")
             if not self._free.acquire(blocking=False):
                 connection.send({"not_ready": f"{SERVE_MAX} transfers are under way already"})
                 return
             try:
-                self._serve(connection, at_least)
+                self._serve(connection, at_least, term)
             finally:
                 self._free.release()
 
-    def _serve(self, connection: Connection, at_least: int) -> None:
+    def _serve(self, connection: Connection, at_least: int, term: int) -> None:
         node = connection.peer.node
         try:
-            if (objection := self.objection()) is not None:
+            if (objection := self.objection(term)) is not None:
                 raise BackendError(objection)
             taken = capture(self.address, at_least, wait_s=BACKEND_WAIT_S)
         except BackendError as error:
@@ -187,19 +191,19 @@ class Source:
             return
         try:
             connection.send({"offset": taken.offset, "replid": taken.replid})
-            connection.send(self._pass_on(connection, taken))
+            connection.send(self._pass_on(connection, taken, term))
         finally:
             taken.close()
         log.info("transfer: gave the data at offset %d to node %d", taken.offset, node)
 
-    def _pass_on(self, connection: Connection, taken: Capture) -> dict[str, Any]:
+    def _pass_on(self, connection: Connection, taken: Capture, term: int) -> dict[str, Any]:
         digest, length = hashlib.sha256(), 0
         try:
             for piece in taken.chunks():
                 connection.send_bytes(piece)
                 digest.update(piece)
                 length += len(piece)
-            if (objection := self.objection()) is not None:
+            if (objection := self.objection(term)) is not None:
                 raise BackendError(objection)
         except BackendError as error:
             log.warning("transfer: to node %d broke off: %s", connection.peer.node, error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,20 @@ def spawn(
     socket_path: Path,
     *,
     binary: str = "redis-server",
+    password: str = "",
     arguments: Sequence[str] = (),
     timeout_s: float = START_TIMEOUT_S,
 ) -> Server:
     """Start a redis-server on `socket_path`, in memory only, working in `directory`, and wait until it answers.
 
     It gets SIGKILL when the calling thread ends (setpriv --pdeathsig), hence only the main thread may call. Its output
-    goes to `directory`/backend.log. BackendError when it is not installed, ends at once or does not answer in time.
+    goes to `directory`/backend.log. With a password, everybody must log in, clients too. BackendError when it is not
+    installed, ends at once or does not answer in time.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("spawn() from another thread than the main one: the server would die with that thread")
     server, keeper = _programs(binary)
-    _remove_leftover(socket_path, directory)
+    _remove_leftover(Address(path=str(socket_path), password=password), directory)
     log = directory / "backend.log"
     options = {
         "port": "0", "unixsocket": str(socket_path), "unixsocketperm": "700", "save": "", "appendonly": "no",
@@ -124,6 +127,10 @@ def spawn(
     started = Server(process, Address(path=str(socket_path)), log)
     try:
         _wait_answer(started, log_from, timeout_s)
+        if password:  # not on the command line, where everybody could read it
+            with Connection(started.address) as connection:
+                connection.call("CONFIG", "SET", "requirepass", password)
+            started.address = replace(started.address, password=password)
     except BaseException:
         started.stop()
         raise
@@ -141,12 +148,13 @@ def _programs(binary: str) -> tuple[str, str]:
     return server, keeper
 
 
-def _remove_leftover(socket_path: Path, directory: Path) -> None:
+def _remove_leftover(address: Address, directory: Path) -> None:
     """A server of ours that outlived its sidecar by a hair still holds the socket: end it. Another's is an error."""
+    socket_path = Path(address.path)
     if not socket_path.exists():
         return
     try:
-        with Connection(Address(path=str(socket_path)), 1.0) as connection:
+        with Connection(address, 1.0) as connection:
             if Path(connection.config().get("dir", "")).resolve() != directory.resolve():
                 raise BackendError(f"another Redis listens on {socket_path}: stop it, or give this node another socket")
             with contextlib.suppress(BackendError):
@@ -293,24 +301,26 @@ def prepare(
     """
     with Connection(address) as connection:
         try:
-            return _prepare(connection, token, backend_timeout_ms, joining and not replace_data, replace_line)
+            return _prepare(connection, token, backend_timeout_ms, joining, joining and not replace_data, replace_line)
         except ReplyError as error:
             raise BackendError(_explain(address, error)) from None
 
 
 def _prepare(
-    connection: Connection, token: str, backend_timeout_ms: int, must_be_empty: bool, replace_line: str
+    connection: Connection, token: str, backend_timeout_ms: int, joining: bool, must_be_empty: bool, replace_line: str
 ) -> Prepared:
     address = connection.address
     server = connection.info("server")
     _check_version(address, server)
-    _check_role(connection)
+    left_over = _check_role(connection, joining)
     keys, functions = count_keys(connection), count_functions(connection)
     if must_be_empty and (keys or functions):
         raise HoldsData(
             f"the Redis of this node ({address}) already holds {_held(keys, functions)}, which joining the cluster"
             f" would replace by the cluster's data; if that is wanted: {replace_line or '--replace-data'}"
         )
+    if left_over:
+        connection.call("REPLICAOF", "NO", "ONE")
     settings = connection.config()
     wanted = wanted_settings(settings, backend_timeout_ms, token)
     if wanted:
@@ -343,8 +353,16 @@ def _check_version(address: Address, server: dict[str, str]) -> None:
         )
 
 
-def _check_role(connection: Connection) -> None:
+def _check_role(connection: Connection, joining: bool) -> bool:
+    """BackendError unless it is a master without replicas, or (True) a replica that a dead sidecar left here."""
     address, role = connection.address, connection.call("ROLE")
+    if role[0] == b"slave" and _was_fed(connection, role):
+        if joining:
+            return True
+        raise BackendError(
+            f"Redis at {address} followed a cluster that has ended, and may lack its last writes; if the new cluster is"
+            f" to start with this data, type REPLICAOF NO ONE in it"
+        )
     if role[0] != b"master":
         master = f" of {role[1].decode()}:{role[2]}" if role[0] == b"slave" else ""
         raise BackendError(
@@ -356,6 +374,18 @@ def _check_role(connection: Connection) -> None:
         raise BackendError(
             f"Redis at {address} already has replicas ({others}): detach them, the sidecars replicate it"
         )
+    return False
+
+
+def _was_fed(connection: Connection, role: list[Any]) -> bool:
+    """Is it a replica of a sidecar that is gone? Its feed came from this host, with a token, and comes no more."""
+    _, host, _, state, _ = role
+    token = connection.config().get("masterauth", "")
+    return (
+        host == b"127.0.0.1"
+        and state in (b"connect", b"connecting")
+        and re.fullmatch("[0-9a-f]{64}", token) is not None
+    )
 
 
 def count_keys(connection: Connection) -> int:

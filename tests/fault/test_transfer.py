@@ -88,7 +88,7 @@ def nameless_files() -> list[str]:
 
 def test_the_data_arrives_whole(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 2000)
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
     into = home / "into"
     into.mkdir()
     got = fetch(node(2), [1], 0, into)
@@ -107,7 +107,7 @@ def test_the_data_arrives_whole(home: Path, server: driver.Server, node: Callabl
 
 def test_writes_meanwhile_do_not_disturb_it(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 500)
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
     two, stop, offset = node(2), threading.Event(), -1
 
     def write() -> None:
@@ -130,8 +130,8 @@ def test_writes_meanwhile_do_not_disturb_it(home: Path, server: driver.Server, n
 def test_nodes_that_cannot_are_passed_over_in_order(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
-    node(1, Source(server.address, lambda: None).serve)
-    node(2, Source(server.address, lambda: "its data is not clean").serve)
+    node(1, Source(server.address, lambda _: None).serve)
+    node(2, Source(server.address, lambda _: "its data is not clean").serve)
     three = node(3)
     got = fetch(three, [2, 1], 0, home)
     assert got.node == 1
@@ -142,11 +142,19 @@ def test_nodes_that_cannot_are_passed_over_in_order(
         fetch(three, [], 0, home)
 
 
+def test_a_node_of_an_earlier_term_is_passed_over(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
+    node(1, Source(server.address, lambda term: "it is in term 4 still" if term > 4 else None).serve)
+    two = node(2)
+    os.close(fetch(two, [1], 0, home, term=4).fd)
+    with pytest.raises(TransferFailed, match="term 4 still"):
+        fetch(two, [1], 0, home, term=5)
+
+
 def test_an_offset_nobody_has_is_told(
     home: Path, server: driver.Server, node: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "BACKEND_WAIT_S", 0.1)
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
     with pytest.raises(TransferFailed, match=r"stands at offset \d+, 1000000 is wanted"):
         fetch(node(2), [1, 3], 1_000_000, home)
 
@@ -155,7 +163,7 @@ def test_data_that_turns_dirty_under_way_is_not_handed_over(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
     answers = iter([None, "its data is not clean any more"])
-    node(1, Source(server.address, lambda: next(answers)).serve)
+    node(1, Source(server.address, lambda _: next(answers)).serve)
     with pytest.raises(TransferFailed, match="not clean any more"):
         fetch(node(2), [1], 0, home)
     assert not list(home.glob("transfer-*")) and not nameless_files()
@@ -164,7 +172,7 @@ def test_data_that_turns_dirty_under_way_is_not_handed_over(
 def test_a_backend_that_dies_under_way(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 200, 100_000)
     call(server.address, "CONFIG", "SET", "rdb-key-save-delay", "20000")
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
 
     def kill() -> None:
         child = threading.Event()
@@ -200,7 +208,7 @@ def test_the_serving_node_is_killed_under_way(home: Path, server: driver.Server,
                 if self.sent > 1_000_000:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        source = Source(Address(path={server.address.path!r}), lambda: None)
+        source = Source(Address(path={server.address.path!r}), lambda _: None)
         mesh = Mesh(Member("test", 3, (1, 2, 3), Path({str(home)!r}), {SECRET!r}))
         mesh.handlers["transfer"] = lambda connection: source.serve(Doomed(connection.sock, connection.peer))
         mesh.listen()
@@ -210,7 +218,7 @@ def test_the_serving_node_is_killed_under_way(home: Path, server: driver.Server,
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"listening\n"
-        node(1, Source(server.address, lambda: None).serve)
+        node(1, Source(server.address, lambda _: None).serve)
         two = node(2)
         with pytest.raises(TransferFailed, match="node 3"):
             fetch(two, [3], 0, home)
@@ -268,7 +276,7 @@ def test_what_is_damaged_or_not_what_was_asked_for_is_thrown_away(
 
 def test_a_transfer_can_be_cancelled(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 500)
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
     asked = iter([False, False, True])
     with pytest.raises(Cancelled):
         fetch(node(2), [1], 0, home, cancelled=lambda: next(asked))
@@ -276,7 +284,7 @@ def test_a_transfer_can_be_cancelled(home: Path, server: driver.Server, node: Ca
 
 
 def test_a_folder_that_cannot_be_written_is_told(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
     with pytest.raises(TransferFailed, match="cannot write"):
         fetch(node(2), [1], 0, home / "missing")
 
@@ -284,12 +292,12 @@ def test_a_folder_that_cannot_be_written_is_told(home: Path, server: driver.Serv
 def test_no_more_than_so_many_at_a_time(home: Path, node: Callable[..., Mesh], server: driver.Server) -> None:
     fill(server.address, 100)
     call(server.address, "CONFIG", "SET", "rdb-key-save-delay", "20000")  # 2 s for an RDB
-    node(1, Source(server.address, lambda: None).serve)
+    node(1, Source(server.address, lambda _: None).serve)
     two, begun = node(2), threading.Semaphore(0)
     with contextlib.ExitStack() as stack:
         for _ in range(transfer.SERVE_MAX):
             connection = stack.enter_context(two.dial(1, "transfer"))
-            connection.send({"at_least": 0})
+            connection.send({"at_least": 0, "term": 0})
             begun.release()
         with pytest.raises(TransferFailed, match="under way already"):
             while True:  # the two above may not have been looked at yet

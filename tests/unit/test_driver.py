@@ -188,6 +188,31 @@ def test_a_replica_and_a_master_with_replicas_are_refused(server: driver.Server,
         other.stop()
 
 
+def test_what_a_dead_sidecar_left_is_detached_where_it_joins_and_told_where_it_is_the_seed(
+    server: driver.Server,
+) -> None:
+    call(server, "SET", "k", "v")
+    prepare(server)
+    call(server, "REPLICAOF", "127.0.0.1", 1)
+    with pytest.raises(BackendError, match=r"may lack its last writes.*REPLICAOF NO ONE"):
+        prepare(server)
+    with pytest.raises(driver.HoldsData, match="1 key"):
+        prepare(server, joining=True)
+    assert prepare(server, joining=True, replace_data=True).keys == 1
+    call(server, "REPLICAOF", "127.0.0.1", 1)
+    call(server, "CONFIG", "SET", "masterauth", "mine")
+    with pytest.raises(BackendError, match=r"replica of 127\.0\.0\.1:1"):
+        prepare(server, joining=True, replace_data=True)
+
+
+def test_the_process_behind_an_address(server: driver.Server) -> None:
+    assert driver.local_pid(server.address, 1) == server.pid
+    assert driver.local_pid(Address(path="/nowhere"), server.pid) is None
+    assert driver.local_pid(Address(host="127.0.0.1", port=1), server.pid) == server.pid
+    assert driver.local_pid(Address(host="127.0.0.1", port=1), os.getpid()) is None
+    assert driver.local_pid(Address(host="192.0.2.1", port=1), server.pid) is None
+
+
 def test_cluster_mode_is_refused(tmp_path: Path) -> None:
     server = driver.spawn(tmp_path, tmp_path / "redis.sock", arguments=["--cluster-enabled", "yes", "--port", "0"])
     try:
