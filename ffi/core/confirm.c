@@ -97,6 +97,7 @@ static bool join_advance(struct replica *r, uint32_t i) {
 
 bool confirm_advance(struct replica *r) {
     bool any = false;
+    if (r->confirmed == bit(r->nodes) - 1) return false;
     for (uint32_t i = 0; i < r->nodes && r->role == REPLICA_LEADER; i++)
         if (i != r->self && r->peers[i].stage != PEER_CONFIRMED) any |= join_advance(r, i);
     return any;

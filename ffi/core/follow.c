@@ -10,6 +10,10 @@ void follow_reset(struct replica *r) { r->last = r->commit; }
 
 void follow_commit(struct replica *r, uint64_t index) {
     CHECK(index <= r->last.index);
+    if (index == r->last.index && r->commit.index < index) { /* the request path: its hash is known */
+        r->commit = r->last;
+        r->dirty = true;
+    }
     while (r->commit.index < index) {
         ring_step(&r->ring, &r->commit);
         r->dirty = true;

@@ -51,7 +51,7 @@ struct record_header { /* 64 bytes, one cache line */
     uint32_t payload_crc; /* CRC32C of the payload */
     uint64_t origin_sequence;
     uint32_t reserved; /* zero */
-    uint32_t crc;      /* CRC32C of the header with crc = 0, seeded by payload_crc and the cluster's salt */
+    uint32_t crc;      /* CRC32C of the header up to here, seeded by the cluster's salt */
 };
 
 _Static_assert(sizeof(struct record_header) == 64, "a record header is one cache line");

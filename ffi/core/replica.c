@@ -150,11 +150,12 @@ bool replica_poll(struct replica *r, uint64_t now_us) {
     r->now_us = now_us;
     /* Where completions come at once (shm) a whole take-over runs through here; a bound keeps one call short. */
     for (int round = 0; round < 64; round++) {
-        bool moved = replica_complete(r);
-        moved |= permission_serve(r);
+        bool completed = replica_complete(r);
+        bool moved = permission_serve(r);
         moved |= role_step(r);
-        if (!moved) break;
-        any = true;
+        any |= completed || moved;
+        /* Completions alone: on a leader that is the request path, and whoever waits for more calls again. */
+        if (!moved && (!completed || r->role == REPLICA_LEADER)) break;
     }
     if (now_us >= r->wake_us) election_consider(r);
     if (r->dirty && r->role != REPLICA_LEADER) replica_publish_progress(r);
