@@ -43,22 +43,26 @@ lint: build ## ruff, mypy, and the compiler with every warning an error
 	@printf '%s\n' $(C_FILES) | xargs -P 2 -I{} $(CC) $(C_FLAGS) -O2 -c {} -o /dev/null
 	@echo "C: $(words $(C_FILES)) files without a warning"
 
-# The native drivers (tests/native: replicas as threads over one mapping) and the parsers' fuzz mains (tests/fuzz), built
-# with a sanitizer and run. TSan sees nothing across processes, so threads it is.
-NATIVE := $(wildcard tests/native/*.c tests/fuzz/*.c)
-SANITIZE_asan := address
-SANITIZE_ubsan := undefined
-SANITIZE_tsan := thread
+# The native drivers (tests/native: replicas as threads over one mapping; tests/sim: seeded schedules) and the parsers'
+# fuzz mains (tests/fuzz), built with a sanitizer and run. TSan sees nothing across processes, so threads it is.
+NATIVE := $(wildcard tests/native/*.c tests/sim/*.c tests/fuzz/*.c)
+SANITIZE_asan := -fsanitize=address
+SANITIZE_ubsan := -fsanitize=undefined
+SANITIZE_tsan := -fsanitize=thread -Wno-tsan
+# What a driver is run with: nodes, first seed, seeds, steps, planted bugs.
+ARGUMENTS_schedule := 3 1 100 2000 0
 
 asan ubsan tsan: ## Run the native test drivers under this sanitizer
-	@[ -n "$(NATIVE)" ] || { echo "$@: nothing in tests/native and tests/fuzz"; exit 1; }
+	@[ -n "$(NATIVE)" ] || { echo "$@: nothing in tests/native, tests/sim and tests/fuzz"; exit 1; }
 	@mkdir -p build/$@
-	@for file in $(NATIVE); do \
-	    driver=build/$@/$$(basename $$file .c); \
-	    echo "$@: $$file"; \
-	    $(CC) $(C_FLAGS) -O1 -g -fno-omit-frame-pointer -fsanitize=$(SANITIZE_$@) -fno-sanitize-recover=all \
-	        -o $$driver $$file $(CORE_FILES) -lpthread -lm && $$driver || exit 1; \
-	done
+	@$(foreach file,$(NATIVE),$(MAKE) --no-print-directory sanitized KIND=$@ FILE=$(file) &&) true
+
+.PHONY: sanitized
+sanitized:
+	@echo "$(KIND): $(FILE) $(ARGUMENTS_$(basename $(notdir $(FILE))))"
+	@$(CC) $(C_FLAGS) -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(SANITIZE_$(KIND)) \
+	    -o build/$(KIND)/$(basename $(notdir $(FILE))) $(FILE) $(CORE_FILES) -lpthread -lm
+	@build/$(KIND)/$(basename $(notdir $(FILE))) $(ARGUMENTS_$(basename $(notdir $(FILE))))
 
 sanitize: asan ubsan tsan ## All three
 
