@@ -369,8 +369,11 @@ def _check_role(connection: Connection, joining: bool) -> bool:
             f"Redis at {address} is a {'replica' if master else role[0].decode()}{master}: use its master, or type"
             f" REPLICAOF NO ONE in it"
         )
-    if role[2]:
-        others = ", ".join(f"{host.decode()}:{port.decode()}" for host, port, _ in role[2])
+    replication = connection.info("replication")  # unlike ROLE it names those that are only being filled, too
+    if int(replication.get("connected_slaves", "0")):
+        lines = (line for name, line in replication.items() if re.fullmatch(r"slave\d+", name))
+        fields = (dict(part.split("=", 1) for part in line.split(",")) for line in lines)
+        others = ", ".join(f"{each['ip']}:{each['port']}" for each in fields) or "not yet named"
         raise BackendError(
             f"Redis at {address} already has replicas ({others}): detach them, the sidecars replicate it"
         )

@@ -18,7 +18,7 @@ import pytest
 from musidecar import mesh
 from musidecar.config import Cluster, load
 from musidecar.protocols.redis import driver
-from musidecar.protocols.redis.admin import Address, BackendError
+from musidecar.protocols.redis.admin import Address, BackendError, ReplyError
 from musidecar.protocols.redis.admin import Connection as Redis
 from musidecar.testbed import free_ports
 
@@ -198,7 +198,7 @@ def test_a_port_in_use_is_told_before_anything_else_happens(nodes: Nodes) -> Non
 
 @pytest.fixture
 def found(nodes: Nodes) -> Iterator[list[driver.Server]]:
-    """Three redis-servers that nobody's sidecar started: node 1's by socket, 2's by TCP, 3's by TCP with a password."""
+    """Three redis-servers with a password that nobody's sidecar started: node 1's by socket, the others' by TCP."""
     servers, backends = [], []
     port = nodes.port + 2  # the second half of the ports that were found
     (nodes.folder / "password").write_text(PASSWORD + "\n")
@@ -207,13 +207,10 @@ def found(nodes: Nodes) -> Iterator[list[driver.Server]]:
         home.mkdir()
         server = driver.spawn(home, home / "r.sock")
         with Redis(server.address) as connection:
-            connection.call("CONFIG", "SET", "port", port + i)
-            if i == 3:
-                connection.call("CONFIG", "SET", "requirepass", PASSWORD)
+            connection.call("CONFIG", "SET", "port", port + i, "requirepass", PASSWORD)
         servers.append(server)
-        login = ', password_file = "password"' if i == 3 else ""
         place = f'socket = "{home}/r.sock"' if i == 1 else f'address = "127.0.0.1:{port + i}"'
-        backends.append(f"{{ {place}{login} }}")
+        backends.append(f'{{ {place}, password_file = "password" }}')
     nodes.write(backends)
     yield servers
     for server in servers:
@@ -221,14 +218,16 @@ def found(nodes: Nodes) -> Iterator[list[driver.Server]]:
 
 
 def test_three_redis_servers_that_were_there_before(nodes: Nodes, found: list[driver.Server]) -> None:
-    with Redis(found[0].address) as connection:
+    addresses = [Address(path=server.address.path, password=PASSWORD) for server in found]
+    with Redis(addresses[0]) as connection:
         for i in range(1000):
             connection.call("SET", f"k{i}", "x" * 1000)
         connection.call("FUNCTION", "LOAD", "#!lua name=lib\nredis.register_function('f', function() return 1 end)")
     nodes.run_all()
     assert [nodes.status(node)["backend_pid"] for node in (1, 2, 3)] == [server.pid for server in found]
     assert "settings changed" in nodes.log(2) and "masterauth = (a token)" in nodes.log(2)
-    addresses = [found[0].address, found[1].address, Address(path=found[2].address.path, password=PASSWORD)]
+    with nodes.client(2) as client, pytest.raises(ReplyError, match="NOAUTH"):
+        client.call("GET", "k1")
     for address in addresses:
         with Redis(address) as connection:
             assert connection.call("DBSIZE") == 1000 and len(connection.call("FUNCTION", "LIST")) == 1
@@ -242,5 +241,5 @@ def test_three_redis_servers_that_were_there_before(nodes: Nodes, found: list[dr
     with pytest.raises(BackendError, match="last writes"):
         driver.prepare(addresses[1], token="t" * 64, backend_timeout_ms=5000)
     nodes.run_all("--replace-data")
-    with nodes.client(2) as client:
+    with nodes.client(3, password=PASSWORD) as client:
         assert client.call("DBSIZE") == 1000

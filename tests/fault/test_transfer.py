@@ -290,18 +290,23 @@ def test_a_folder_that_cannot_be_written_is_told(home: Path, server: driver.Serv
 
 
 def test_no_more_than_so_many_at_a_time(home: Path, node: Callable[..., Mesh], server: driver.Server) -> None:
-    fill(server.address, 100)
-    call(server.address, "CONFIG", "SET", "rdb-key-save-delay", "20000")  # 2 s for an RDB
-    node(1, Source(server.address, lambda _: None).serve)
-    two, begun = node(2), threading.Semaphore(0)
+    inside, go = threading.Semaphore(0), threading.Event()
+
+    def objection(_: int) -> None:
+        inside.release()
+        go.wait(WAIT_S)
+
+    node(1, Source(server.address, objection).serve)
+    two = node(2)
     with contextlib.ExitStack() as stack:
         for _ in range(transfer.SERVE_MAX):
             connection = stack.enter_context(two.dial(1, "transfer"))
             connection.send({"at_least": 0, "term": 0})
-            begun.release()
+        for _ in range(transfer.SERVE_MAX):
+            assert inside.acquire(timeout=WAIT_S)
         with pytest.raises(TransferFailed, match="under way already"):
-            while True:  # the two above may not have been looked at yet
-                os.close(fetch(two, [1], 0, home).fd)
+            fetch(two, [1], 0, home)
+        go.set()
 
 
 def test_leftovers_are_removed(home: Path) -> None:
