@@ -216,8 +216,8 @@ class Limits(_Section):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """(key, reason) for each limit that is impossible beside another one."""
-        if self.ring_bytes & (self.ring_bytes - 1) or not 1 << 16 <= self.ring_bytes <= 1 << 32:
-            yield "limits.ring_bytes", f"{self.ring_bytes} is not a power of two from 64 KiB to 4 GiB"
+        if self.ring_bytes & (self.ring_bytes - 1) or not 1 << 16 <= self.ring_bytes <= 1 << 30:
+            yield "limits.ring_bytes", f"{self.ring_bytes} is not a power of two from 64 KiB to 1 GiB"
         if not 1024 <= self.piece_bytes_max <= self.ring_bytes // 8:
             yield "limits.piece_bytes_max", f"{self.piece_bytes_max} is not in 1024..ring_bytes/8"
         if self.client_input_bytes_max < 1 << 16:
