@@ -171,11 +171,11 @@ class Timing(_Section):
     tick_busy_us: Us = 500
     tick_idle_us: Us = 5_000
     suspect_us: Us = 3_000
-    fail_us: Us = 30_000
+    fail_us: Us = 50_000
     late_us: Us = 2_000
     request_us: Us = 2_000
     hazard_us: Us = 50
-    pin_us: Us = 50_000
+    pin_us: Us = 200_000
     feed_delay_us: Us = 1_000
     backend_timeout_ms: Ms = 5_000
     takeover_timeout_ms: Ms = 3_000
