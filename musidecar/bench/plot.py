@@ -31,7 +31,7 @@ def histograms(path: Path, title: str, unit: str, series: Mapping[str, Sequence[
 
     figure, axes = pyplot.subplots(len(series), 1, figsize=(8, 2.6 * len(series)), squeeze=False)
     for axis, (name, values) in zip(axes[:, 0], series.items(), strict=True):
-        low, high = min(values) * 0.8, max(values) * 1.25
+        low, high = max(min(values), 1e-3) * 0.8, max(max(values), 2e-3) * 1.25
         edges = [low * (high / low) ** (i / 40) for i in range(41)]
         axis.hist(values, bins=edges, color="#4c78a8")
         axis.set_xscale("log")
