@@ -4,6 +4,8 @@
  * this link counts as an offset).
  */
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -308,8 +310,9 @@ void feed_event(struct engine *e, uint32_t events) {
 }
 
 void feed_accept(struct engine *e) {
-    int fd = accept4(e->feed.listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd = accept4(e->feed.listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), one = 1;
     if (fd < 0) return;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* the last bytes of a take-over must not wait 40 ms */
     if (e->takeover != TAKE_IDLE || e->backend < BACKEND_SYNCING || e->feed.streaming) {
         close(fd);
         return;
