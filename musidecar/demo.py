@@ -61,7 +61,7 @@ class _Demo:
 
     def say(self, text: str = "", style: str = "") -> None:
         """A line of the story."""
-        self.console.print(text, style=style, highlight=False)
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)
 
     def tell(self) -> int:
         """All chapters."""

@@ -23,6 +23,9 @@ from typing import Any
 
 import redis
 
+from musidecar.config import load as load_config
+from musidecar.status import collect
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
@@ -81,9 +84,8 @@ class ClusterStatus:
         return [n for n in self.nodes if n.role != "down"]
 
 
-def parse_status(text: str) -> ClusterStatus:
-    """`status --json` read. Raises ValueError when it is not that."""
-    raw = json.loads(text)
+def parse_status(raw: Mapping[str, Any]) -> ClusterStatus:
+    """What `status --json` prints, as objects. Raises KeyError, TypeError or ValueError when it is not that."""
     nodes = tuple(
         NodeStatus(
             id=str(n["id"]),
@@ -230,7 +232,7 @@ class Testbed:
                 command, stdout=subprocess.PIPE, stderr=err, stdin=subprocess.DEVNULL, env=self.env
             )
         self._wait_ready(timeout_s)
-        return self.status()
+        return self.status_by_command()
 
     def _wait_ready(self, timeout_s: float) -> None:
         assert self._process is not None and self._process.stdout is not None
@@ -310,16 +312,20 @@ class Testbed:
 
     # ---- looking -------------------------------------------------------------------------------------------
 
-    def status(self) -> ClusterStatus:
+    def status_by_command(self) -> ClusterStatus:
         """`musidecar status --json`, read. Raises TestbedError when it fails."""
         done = musidecar("status", "--dir", str(self.dir), "--json")
         self._note_processes()
         try:
-            return parse_status(done.stdout)
+            return parse_status(json.loads(done.stdout))
         except (ValueError, KeyError, TypeError) as error:
-            raise TestbedError(
-                f"status --json: exit {done.returncode}, {error!r}\n{done.stdout}{done.stderr}"
-            ) from error
+            told = f"exit {done.returncode}, {error!r}\n{done.stdout}{done.stderr}"
+            raise TestbedError(f"status --json: {told}") from error
+
+    def status(self) -> ClusterStatus:
+        """The same, asked from this process: a new interpreter would take the measured cluster's CPU."""
+        self._note_processes()
+        return parse_status(collect(load_config(self.dir / "cluster.toml")))
 
     def wait_status(
         self, what: str, test: Callable[[ClusterStatus], bool], timeout_s: float = 20.0
@@ -332,6 +338,7 @@ class Testbed:
                 return status
             if time.monotonic() > deadline:
                 raise TestbedError(f"waited {timeout_s:g} s for: {what}; last seen {status}\n{self.logs()}")
+            time.sleep(0.01)
 
     def client(self, node: NodeStatus, **more: Any) -> redis.Redis:
         """A client of a node, as any client would connect; it does not try again by itself."""

@@ -24,7 +24,7 @@ from musidecar.workload import encode
 from tests.fault.cluster import assert_same_data, leader_of
 
 MIB = 1 << 20
-PING = b"PING\r\n"
+SILENCE_S = 3.0  # as long as this nothing came: it is waited for, not computed
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,13 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
         yield "127.0.0.1", port
 
 
-def converse(address: tuple[str, int], data: bytes, half_close: bool) -> tuple[bytes, bool]:
-    """Sends bytes, then asks for an ECHO as a sign of life; returns all that was answered, and whether the connection
-    was closed by the other side. With `half_close` the sending side is shut instead."""
+def converse(address: tuple[str, int], data: bytes, half_close: bool) -> tuple[bytes, str]:
+    """Sends bytes, then asks for an ECHO as a sign of life; returns all that was answered, and how it ended: "open"
+    (the ECHO came), "closed" by the other side, or "silent" (it waits for the rest of something). With `half_close`
+    the sending side is shut instead of asking."""
     alive = b"" if half_close else encode((b"ECHO", b"still-here"))
-    with socket.create_connection(address, 10) as sock:
+    got = b""
+    with socket.create_connection(address, SILENCE_S) as sock:
         try:
             sock.sendall(data)
             if half_close:
@@ -48,22 +50,23 @@ def converse(address: tuple[str, int], data: bytes, half_close: bool) -> tuple[b
                 sock.sendall(alive)
         except OSError:
             pass  # closed already: what was answered before can still be read
-        got = b""
         while b"still-here" not in got:
             try:
                 more = sock.recv(65536)
             except ConnectionResetError:
-                return got, True
+                return got, "closed"
+            except TimeoutError:
+                return got, "silent"
             if not more:
-                return got, True
+                return got, "closed"
             got += more
-        return got, False
+    return got, "open"
 
 
 MALFORMED: dict[str, bytes] = {
     "binary garbage": bytes(range(256)) + b"\r\n",
     "random lines": b"\x00\xff\xfe garbage \x01\r\nmore \x80\r\n",
-    "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "http": b"Host: x\r\n\r\n",
     "post": b"POST / HTTP/1.1\r\n\r\n",
     "a billion arguments": b"*1000000000\r\n",
     "more arguments than a number holds": b"*99999999999999999999\r\n",
@@ -77,8 +80,9 @@ MALFORMED: dict[str, bytes] = {
     "bulk longer than said": b"*2\r\n$3\r\nGET\r\n$1\r\nlonger\r\n",
     "unbalanced quotes": b'SET "a b\r\n',
     "quotes glued": b'SET "a"b c\r\n',
-    "long inline line": b"A" * 70_000 + b"\r\n",
-    "long count line": b"*" + b"1" * 70_000,
+    # Redis looks at the length of an unfinished line after each read: so much that no single read takes it all.
+    "long inline line": b"A" * 8_000_000,
+    "long count line": b"*" + b"1" * 8_000_000,
     "empty array": b"*0\r\n",
     "nil array": b"*-1\r\n",
     "empty lines": b"\r\n\r\n\r\n",
@@ -107,6 +111,9 @@ TRUNCATED: dict[str, bytes] = {
 }
 
 
+EXPECTED: dict[tuple[bytes, bool], tuple[bytes, str]] = {}  # what the bare redis-server did with it
+
+
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed(shared_bed: Testbed, node: NodeStatus, bare: tuple[str, int], name: str) -> None:
     _same_as_redis(shared_bed, node, bare, MALFORMED[name], half_close=False)
@@ -120,10 +127,13 @@ def test_cut_off(shared_bed: Testbed, node: NodeStatus, bare: tuple[str, int], n
 def _same_as_redis(bed: Testbed, node: NodeStatus, bare: tuple[str, int], data: bytes, half_close: bool) -> None:
     other = bed.client(node)
     other.set("unharmed", 1)
-    before = bed.backend(leader_of(bed.status())).dbsize()
-    assert converse(node.client_address, data, half_close) == converse(bare, data, half_close)
+    backend = bed.backend(leader_of(bed.status()))
+    before = backend.dbsize()
+    if (data, half_close) not in EXPECTED:
+        EXPECTED[data, half_close] = converse(bare, data, half_close)
+    assert converse(node.client_address, data, half_close) == EXPECTED[data, half_close]
     assert other.get("unharmed") == b"1"
-    assert bed.backend(leader_of(bed.status())).dbsize() == before
+    assert backend.dbsize() == before
 
 
 def test_endless_inline_line_is_cut_off_and_costs_no_memory(shared_bed: Testbed, node: NodeStatus) -> None:
@@ -298,7 +308,7 @@ def test_a_joining_node_with_data_of_its_own_is_refused_and_keeps_it(folder: Pat
     with (
         plain_redis(folder / "a") as (seed, _, first),
         plain_redis(folder / "b") as (accident, _, second),
-        plain_redis(folder / "c") as (empty, _, third),
+        plain_redis(folder / "c") as (_, _, third),
     ):
         seed.set("mine", "there")
         accident.mset({"other:1": 1, "other:2": 2, "other:3": 3})
@@ -308,7 +318,6 @@ def test_a_joining_node_with_data_of_its_own_is_refused_and_keeps_it(folder: Pat
             done = musidecar("run", "--config", str(config), "--node", "2", timeout_s=60)
             refused(done, "3 keys", "--replace-data", code=done.returncode or 1)
             assert accident.dbsize() == 3 and accident.get("other:2") == b"2"
-            wait_until("the seed's data is on the empty node", lambda: empty.get("mine") == b"there", 30)
             assert seed.get("mine") == b"there"
         finally:
             _end(nodes)

@@ -30,7 +30,7 @@ def equal_afterwards(shared_bed: Testbed) -> Iterator[None]:
     before = shared_bed.status()
     yield
     after = shared_bed.status()
-    assert (after.leader, after.term) == (before.leader, before.term)
+    assert (after.leader, after.term) == (before.leader, before.term), shared_bed.logs()
     assert_same_data(shared_bed, after)
 
 
@@ -41,6 +41,7 @@ def cli(node: NodeStatus, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_redis_cli(node: NodeStatus) -> None:
+    cli(node, "DEL", "cli:h")
     assert cli(node, "SET", "cli", "value").stdout == "OK\n"
     assert cli(node, "GET", "cli").stdout == "value\n"
     assert cli(node, "-3", "HSET", "cli:h", "f", "v").stdout == "1\n"
