@@ -202,8 +202,10 @@ static uint64_t grant(struct fabric *f, uint32_t peer) {
 }
 
 static void accept_permission(struct fabric *f, uint32_t peer, uint64_t epoch) {
+    struct sim *s = node_of(f)->sim;
     struct sim_link *link = node_of(f)->links[peer][FABRIC_LOG];
-    CHECK(link->landing == link->end); /* under the new permission a post from before would land */
+    while (link->landing != link->end) /* under the new permission a post from before would land */
+        finish(s, link, &link->posts[link->landing % SIM_QUEUE], link->broken ? FABRIC_FLUSHED : FABRIC_REFUSED);
     link->token = epoch;
     link->broken = false;
 }
@@ -246,7 +248,6 @@ struct sim *sim_new(const struct sim_config *config) {
         for (uint32_t j = 0; j < config->nodes; j++) {
             for (int k = 0; k < FABRIC_REGIONS && i != j; k++) {
                 CHECK((n->links[j][k] = calloc(1, sizeof(struct sim_link))) != NULL);
-                n->links[j][k]->broken = k == FABRIC_LOG; /* until the first accept() */
                 n->links[j][k]->parts = UINT32_MAX;
             }
         }
