@@ -235,8 +235,10 @@ static void turn(struct engine *e) {
         if (e->shared.unproven) turn_end(e);
         core_step(e);
         shared_send(e);
-        takeover_step(e);
         gates_release(e);
+        enum takeover_stage before = e->takeover;
+        takeover_step(e);
+        if (e->takeover != before) e->more = true; /* what the next stage staged leaves at once */
     }
     flush_all(e);
 }
