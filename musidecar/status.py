@@ -127,7 +127,8 @@ def table(snapshot: dict[str, Any]) -> Table:
     colours = {"leader": "bold green", "follower": "green", "joining": "yellow", "down": "bold red"}
     term = snapshot["term"] if snapshot["term"] is not None else "-"
     title = f"{snapshot['cluster']}   term {term}   fabric {snapshot['fabric']}"
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    shape: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False, "collapse_padding": True}
+    result = Table(title=title, title_justify="left", **shape)
     numbers = ("node", "pid", "server", "commit", "applied")
     for name in ("node", "role", "clients", "pid", "server", "commit", "applied", "log hash"):
         result.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
