@@ -166,7 +166,7 @@ static int begin_replica(struct replicate_member *m) {
     for (uint32_t i = 0; i < m->config.nodes; i++) {
         if (i != m->config.self) replica_peer_up(m->replica, i, now_us());
     }
-    replica_set_eligible(m->replica, true);
+    replica_set_eligible(m->replica, m->config.self == 0); /* the one that measures leads */
     return 0;
 }
 

@@ -45,7 +45,7 @@ void replicate_free(struct replicate_member *m);
 /* A follower's whole life: a turn each tick, until the control word stops it or every peer is dead. Returns its commit
  * index. */
 uint64_t replicate_follow(struct replicate_member *m);
-/* The leader-to-be: turns until it leads with every node confirmed. False after `timeout_us`. */
+/* Node 0, which alone is eligible: turns until it leads with every node confirmed. False after `timeout_us`. */
 bool replicate_lead(struct replicate_member *m, uint64_t timeout_us);
 /* For `duration_us`: proposes a record, polls until it is committed, and times that. Stops short (count 0) if
  * leadership is lost. */

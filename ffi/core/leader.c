@@ -97,15 +97,20 @@ int64_t replica_propose(struct replica *r, enum record_kind kind, uint32_t flags
 
 /* ---- what completed ------------------------------------------------------------------------------------------ */
 
-/* A value per node: what each confirmed follower, and the leader itself, reached. */
-void leader_commit(struct replica *r) {
+/* The largest index that a majority holds. */
+static uint64_t held_by_majority(const struct replica *r) {
     uint64_t held[FABRIC_NODES_MAX];
-    uint32_t count = 0;
+    uint32_t count = 0, whole = 0;
     for (uint32_t rest = r->confirmed; rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
-        held[count++] = i == r->self ? r->last.index : r->peers[i].acked;
+        held[count] = i == r->self ? r->last.index : r->peers[i].acked;
+        whole += held[count++] == r->last.index;
     }
-    uint64_t index = quorum_value(held, count, r->majority);
+    return whole >= r->majority ? r->last.index : quorum_value(held, count, r->majority); /* mostly they hold all */
+}
+
+void leader_commit(struct replica *r) {
+    uint64_t index = held_by_majority(r);
     if (index <= r->commit.index || index < r->opened) return; /* records of earlier terms: only under the own NOOP */
     follow_commit(r, index);
     r->committed_us = r->now_us;

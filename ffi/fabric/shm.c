@@ -32,9 +32,14 @@ static bool permitted(const struct shm_link *link) {
 }
 
 /* Nothing of this link is being stored any more. */
-static void lower(const struct shm *s, struct shm_link *link) {
+static void lower(struct shm *s, struct shm_link *link) {
     atomic_store_explicit(hazard_at(s, link), 0, memory_order_release);
-    link->hazardous = false;
+    s->hazardous &= ~(1u << link->peer);
+}
+
+static void lose(struct shm *s, struct shm_link *link) {
+    link->fault = SHM_LOST;
+    s->writable &= ~(1u << link->peer);
 }
 
 /* ---- the writer's side ------------------------------------------------------------------------------------------- */
@@ -44,26 +49,24 @@ static void lower(const struct shm *s, struct shm_link *link) {
  * is what costs. */
 static void open_burst(struct shm *s) {
     s->burst = true;
-    for (uint32_t peer = 0; peer < s->config.nodes; peer++) {
-        struct shm_link *link = shm_link_of(s, peer);
-        if (!link || !link->token || link->fault != SHM_SOUND) continue;
+    s->hazardous = s->writable;
+    for (uint32_t rest = s->writable; rest; rest &= rest - 1) {
+        struct shm_link *link = shm_link_of(s, (uint32_t)__builtin_ctz(rest));
         atomic_store_explicit(hazard_at(s, link), 1, memory_order_relaxed);
-        link->hazardous = true;
     }
     atomic_thread_fence(memory_order_seq_cst);
-    for (uint32_t peer = 0; peer < s->config.nodes; peer++) {
-        struct shm_link *link = shm_link_of(s, peer);
-        if (!link || !link->hazardous || permitted(link)) continue;
+    for (uint32_t rest = s->writable; rest; rest &= rest - 1) {
+        struct shm_link *link = shm_link_of(s, (uint32_t)__builtin_ctz(rest));
+        if (permitted(link)) continue;
         lower(s, link);
-        link->fault = SHM_LOST;
+        lose(s, link);
     }
 }
 
 static void close_burst(struct shm *s) {
-    for (uint32_t peer = 0; peer < s->config.nodes; peer++) {
-        struct shm_link *link = shm_link_of(s, peer);
-        if (!link || !link->hazardous) continue;
-        if (!permitted(link)) link->fault = SHM_LOST;
+    for (uint32_t rest = s->hazardous; rest; rest &= rest - 1) {
+        struct shm_link *link = shm_link_of(s, (uint32_t)__builtin_ctz(rest));
+        if (!permitted(link)) lose(s, link);
         lower(s, link);
     }
     s->burst = false;
@@ -113,11 +116,13 @@ static void check_range(const struct shm *s, enum fabric_region region, uint64_t
 
 static void write_log(struct shm *s, struct shm_link *link, uint64_t offset, const void *bytes, uint32_t length) {
     if (!s->burst) open_burst(s);
-    if (link->fault == SHM_SOUND && !link->hazardous) link->fault = SHM_LOST; /* never accepted */
-    if (link->fault != SHM_SOUND) return;
+    if (!(s->hazardous >> link->peer & 1)) {
+        if (link->fault == SHM_SOUND) lose(s, link); /* never accepted */
+        return;
+    }
     if (shm_fence_copy(link->log + offset, bytes, length, link->log, s->config.log_bytes)) return;
-    link->fault = SHM_LOST;
     lower(s, link);
+    lose(s, link);
 }
 
 static void post_write(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, const void *bytes,
@@ -178,6 +183,7 @@ static void accept_permission(struct fabric *f, uint32_t peer, uint64_t epoch) {
     if (!link) return;
     link->token = shm_grant_word(epoch, s->config.self);
     link->fault = SHM_SOUND;
+    s->writable |= 1u << peer;
     uint64_t barred = atomic_load(&link->control->barred[s->config.self].times);
     if (barred == link->barred_seen) return;
     /* Lifting a write protection leaves the pages to be faulted in one by one: once, here. */

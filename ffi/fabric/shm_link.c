@@ -18,6 +18,7 @@
 #include "check.h"
 #include "fabric/shm_fence.h"
 #include "fabric/shm_notice.h"
+#include "prompt.h"
 
 #define NOTICE_STACK_BYTES (64 * 1024)
 
@@ -233,6 +234,7 @@ static struct shm_link *new_link(struct shm *s, uint32_t peer, int doorbell, int
     link->peer = peer;
     link->shm = s;
     link->doorbell = doorbell;
+    link->token = SHM_NO_GRANT;
     link->bar_fd = link->own_bar_fd = link->pidfd = -1;
     /* Never ourselves: threads of one process may play several nodes in tests. */
     if (peer_pid > 0 && peer_pid != getpid()) link->pidfd = (int)syscall(SYS_pidfd_open, peer_pid, 0);
@@ -289,6 +291,7 @@ static void ring(int doorbell) {
 }
 
 static void *wait_for_death(void *argument) {
+    prompt_thread();
     struct shm_link *link = argument;
     if (shm_notice_wait(link->control, link->shm->config.self, &link->notice_stop)) {
         atomic_store(&link->dead, true);

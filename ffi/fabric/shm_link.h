@@ -23,9 +23,8 @@ struct shm_link { /* one peer, as one node sees it */
     uint8_t *background;
     struct shm_control *control;
     /* writer's side */
-    uint64_t token;       /* the grant word under which I may write; 0: none */
+    uint64_t token;       /* the grant word under which I may write, or SHM_NO_GRANT */
     enum shm_fault fault;
-    bool hazardous;       /* my hazard word there is raised */
     uint64_t barred_seen; /* control->barred[self].times at the last accept() */
     /* owner's side */
     bool barred;          /* this peer's mapping of my log is write-protected */
@@ -77,7 +76,10 @@ struct shm {
     _Atomic(struct shm_link *) links[FABRIC_NODES_MAX];
     _Atomic(struct shm_link *) retired;
     _Atomic uint32_t newly_dead;
-    /* the burst: hazard words are raised from its first log write to the next settlement */
+    /* Bit i: the log of peer i may be written, as far as is known: its link is accepted and sound. */
+    uint32_t writable;
+    /* Bit i: my hazard word at peer i is raised. From a burst's first log write to the next settlement. */
+    uint32_t hazardous;
     bool burst;
     uint32_t posted, settled, taken; /* in posts[]; all back to 0 when everything is taken */
     struct shm_post posts[SHM_POSTS_MAX];

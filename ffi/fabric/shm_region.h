@@ -60,6 +60,7 @@ struct shm_control {
 };
 
 #define SHM_NOBODY UINT32_MAX
+#define SHM_NO_GRANT UINT64_MAX /* no grant word is ever this */
 static inline uint64_t shm_grant_word(uint64_t epoch, uint32_t holder) { return epoch << 8 | (uint64_t)(holder + 1); }
 static inline uint64_t shm_grant_epoch(uint64_t word) { return word >> 8; }
 static inline uint32_t shm_grant_holder(uint64_t word) { return (uint32_t)(word & 0xff) - 1; }

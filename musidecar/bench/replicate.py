@@ -135,7 +135,10 @@ def _serve(control: socket.socket, node: int, payload_bytes: int, processor: int
     """A member's life: does what it is told until the socket closes."""
     member = _Member(node, payload_bytes, processor)
     while True:
-        packet, fds, _, _ = socket.recv_fds(control, PACKET_BYTES, 8)
+        try:
+            packet, fds, _, _ = socket.recv_fds(control, PACKET_BYTES, 8)
+        except ConnectionResetError:  # given up with an answer unread
+            break
         if not packet:
             break
         order: Order = json.loads(packet)
@@ -143,7 +146,10 @@ def _serve(control: socket.socket, node: int, payload_bytes: int, processor: int
             answer, given = getattr(member, order.pop("do"))(fds, **order)
         except ReplicateError as error:
             answer, given = {"error": str(error)}, []
-        socket.send_fds(control, [json.dumps(answer).encode()], given)
+        try:
+            socket.send_fds(control, [json.dumps(answer).encode()], given)
+        except BrokenPipeError:
+            break
     member.free()
 
 

@@ -185,6 +185,9 @@ class TestLife:
                 assert lib.shm_open_link(c.shm[other], 1) == 0
                 assert lib.shm_open_link(again, other) == 0
             assert lib.shm_enter(again) == 0
+            c.write(0, 1, 0, b"w" * 8)
+            assert c.statuses(0) == [REFUSED], "the former link was sound, this one was never accepted"
+            assert not any(c.log(1)[:8])
             c.accept(0, 1, old)
             c.write(0, 1, 0, b"y" * 8)
             assert c.statuses(0) == [REFUSED], "a permission does not outlive the incarnation that gave it"
