@@ -433,6 +433,7 @@ void link_flush(struct engine *e, uint32_t peer);
 void link_send(struct engine *e, uint32_t peer, const struct frame *frame, const void *payload);
 void link_reply(struct engine *e, const struct destination *to, const void *bytes, size_t length, bool last, uint8_t type);
 void link_announce(struct engine *e, bool serving);
+void links_depose(struct engine *e);
 void links_process(struct engine *e); /* goes on with requests that had to wait */
 void link_close(struct engine *e, uint32_t peer);
 uint32_t link_leader(const struct engine *e); /* the node that serves, or REPLICA_NOBODY */

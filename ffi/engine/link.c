@@ -92,6 +92,12 @@ void links_drop_held(struct engine *e) {
     }
 }
 
+/* This node leads: nobody else does, and what was forwarded to a former leader has an unknown outcome. */
+void links_depose(struct engine *e) {
+    for (uint32_t i = 0; i < e->nodes; i++) e->links[i].serving_term = 0;
+    clients_drop_unknown(e);
+}
+
 void link_announce(struct engine *e, bool serving) {
     struct frame frame = {.type = serving ? FRAME_SERVING : FRAME_NOT_SERVING, .sequence = e->term};
     for (uint32_t i = 0; i < e->nodes; i++)

@@ -60,6 +60,7 @@ static void takeover_begin(struct engine *e) {
     e->effect_index = e->log.effect_index;
     e->command_index = e->admin_index = 0;
     e->counters.takeovers++;
+    links_depose(e); /* a former leader that merely stands still has its link open */
     if (e->admin.socket.source.fd < 0) {
         replica_resign(e->replica, e->now_us);
         return;
