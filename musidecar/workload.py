@@ -241,7 +241,8 @@ class _Driver:
         link.node = (link.node + 1) % len(self.plan.nodes)
         link.retry_ns = time.monotonic_ns() + _RETRY_NS
 
-    def _drop(self, link: _Link, moved: bool) -> None:
+    def _drop(self, link: _Link, moved: bool, away: bool = True) -> None:
+        """Closes; then on to the next node, or (not `away`) back to the same, as clients do that were cut off."""
         assert link.sock is not None
         self.epoll.unregister(link.sock.fileno())
         del self.by_fd[link.sock.fileno()]
@@ -250,7 +251,7 @@ class _Driver:
         if link.connected:
             self.history.broken += moved
         link.pending.clear()  # they stay UNKNOWN
-        if moved:
+        if moved and away:
             self._move(link)
 
     def _serve(self, link: _Link, events: int, running: bool) -> None:
@@ -271,7 +272,7 @@ class _Driver:
             except OSError:
                 data = b""
             if not data:
-                self._drop(link, moved=True)
+                self._drop(link, moved=True, away=False)
                 return
             self._answers(link, data)
         if running:
