@@ -31,5 +31,5 @@ ffibuilder.set_source(
     depends=[*HEADERS, CDEF],
     include_dirs=[".", "ffi"],
     libraries=["pthread"],
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra"],
+    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-fvisibility=hidden", "-g", "-Wall", "-Wextra"],
 )
