@@ -206,7 +206,7 @@ void confirm_recycle(struct replica *r) {
     if (who == REPLICA_NOBODY || !quorum_met(r->confirmed & ~bit(who), r->nodes)) return;
     struct peer *p = &r->peers[who];
     uint64_t patience_us = r->config.pin_us > 0 ? r->config.pin_us : r->config.suspect_us;
-    if (free_bytes >= r->ring.bytes / 8) patience_us *= 4; /* nobody waits yet */
+    if (free_bytes >= r->ring.bytes * 9 / 32) patience_us *= 4; /* nobody waits yet, COMMANDs neither */
     if (r->now_us - p->moved_us <= patience_us + r->interval_us) return;
     confirm_lose(r, who);
     p->retry_us = r->now_us + r->config.fail_us;

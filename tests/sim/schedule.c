@@ -5,7 +5,7 @@
  *   schedule NODES FIRST_SEED SEEDS STEPS BUGS
  *
  * The oracle: per index one record, at every node, ever; every record proposed at most once and delivered at most once;
- * what a leader saw committed is in every log; equal hashes at equal indexes; and once the faults stop, a leader serves
+ * what a leader sees committed is in the memory of a majority that lived to see it, and in every log; equal hashes at equal indexes; and once the faults stop, a leader serves
  * and everybody gets to the same end. Exit 1 with the seed when it is broken; BUGS plants mistakes in the fabric
  * (enum sim_bug), which must then be noticed. A failing seed runs alone as `schedule NODES SEED 1 STEPS 0`.
  */
@@ -33,6 +33,7 @@ struct node {
     bool dead, paused;
     uint64_t tick_us, delivered, end; /* end: position behind the last delivered */
     uint32_t laziness;                /* applies one time in so many */
+    uint64_t lived_to;                /* proposals made when it died */
 };
 
 static struct {
@@ -94,12 +95,32 @@ static void judge(struct node *n, const struct record_header *h) {
     if (delivered_sequences[h->origin_sequence]++) violation("proposal %llu decided twice", (unsigned long long)h->origin_sequence);
 }
 
+/* Is the record in this node's memory, or was it and is applied? */
+static bool holds(uint32_t i, uint64_t index) {
+    const struct node *n = &world.node[i];
+    uint64_t position = decided[index - 1].position % world.config.ring_bytes;
+    const uint8_t *slot = (const uint8_t *)sim_log(world.sim, i) + REPLICA_RING_OFFSET + position;
+    if (n->delivered >= index) return true;
+    if (n->dead && decided[index].sequence > n->lived_to) return false;
+    uint64_t room = world.config.ring_bytes - position + record_span(world.config.piece_bytes_max);
+    return record_valid(slot, room, index, decided[index - 1].hash, world.config.salt);
+}
+
+/* The leader has just seen everything up to here committed. */
+static void acknowledge(uint64_t index) {
+    for (uint64_t i = world.acknowledged + 1; i <= index && !violated; i++) {
+        uint32_t holders = 0;
+        for (uint32_t k = 0; k < world.nodes; k++) holders += holds(k, i);
+        if (holders < world.nodes / 2 + 1) violation("index %llu committed with %u holders", (unsigned long long)i, holders);
+    }
+    if (index > world.acknowledged) world.acknowledged = index;
+}
+
 static void drain(struct node *n) {
     const struct record_header *h;
     while (!violated && (h = replica_next(n->replica)) != NULL) judge(n, h);
+    if (replica_role(n->replica) == REPLICA_LEADER && !violated) acknowledge(replica_commit(n->replica));
     if (roll(n->laziness) == 0) replica_applied(n->replica, n->delivered);
-    if (replica_role(n->replica) == REPLICA_LEADER && replica_commit(n->replica) > world.acknowledged)
-        world.acknowledged = replica_commit(n->replica);
     if (replica_damage(n->replica) == REPLICA_DIVERGED) violation("a log diverged");
 }
 
@@ -177,6 +198,7 @@ static void harm(void) {
     case 0:
         if (roll(6) || alive() - 1 < world.nodes / 2 + 1) return; /* a majority stays */
         n->dead = true;
+        n->lived_to = world.proposed;
         sim_crash(world.sim, i);
         if (roll(2)) break; /* nobody is told: heartbeats will show */
         for (uint32_t k = 0; k < world.nodes; k++)
