@@ -1,4 +1,4 @@
-"""Random schedules: `schedule.c` drives the core under one oracle, with the sanitizers; planted bugs must be noticed."""
+"""Random schedules: `schedule.c` drives the core under one oracle, with the sanitizers; planted bugs must show."""
 
 from __future__ import annotations
 
