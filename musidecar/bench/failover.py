@@ -243,6 +243,8 @@ def report(runs: Sequence[Run], hang: bool, out: Path, console: Console) -> None
     signal_name = "SIGSTOP" if hang else "kill -9"
     console.print(table.plain(f"{signal_name} of the leader, milliseconds by stage",
                               ["stage", "runs", "p50", "p99", "max"], rows))
+    console.print("The stages are told by the new leader, whose clock is read once a turn of its loop: 0 means in the "
+                  "same turn, not in no time. The client's figure is taken outside.", style="dim")
     console.print(table.figures(f"{len(runs)} runs", judge(runs, hang)))
     late = sum(r.late for r in runs)
     if late:
