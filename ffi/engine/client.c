@@ -28,6 +28,7 @@ static struct client *client_new(struct engine *e) {
     uint32_t generation = c->generation + 1;
     struct buffer block = c->session.block, deferred = c->session.deferred;
     *c = (struct client){.slot = slot, .generation = generation, .in_use = true, .pending = c->pending,
+                         .answer_bytes_mean = ANSWER_BYTES_FIRST,
                          .socket = {.source = {.kind = SOURCE_CLIENT, .fd = -1}}};
     c->session.block = block;
     c->session.deferred = deferred;
@@ -130,6 +131,8 @@ static void answer_local(struct engine *e, struct client *c, struct buffer *answ
 void client_answered(struct engine *e, struct client *c, int32_t database_after, uint8_t reply_type) {
     CHECK(c->outstanding > 0);
     c->outstanding--;
+    c->answer_bytes_mean = (c->answer_bytes_mean * 7 + c->answer_bytes) / 8;
+    c->answer_bytes = 0;
     if (database_after >= 0 && (reply_type == '*' || reply_type == '~')) c->session.database = (uint32_t)database_after;
     for (struct pending *p = queue_front(&c->pending); p != NULL && p->local; p = queue_front(&c->pending)) {
         answer_now(e, c, buffer_bytes(&c->local), p->local_bytes);
@@ -144,9 +147,10 @@ void client_answered(struct engine *e, struct client *c, int32_t database_after,
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 static bool window_full(const struct engine *e, const struct client *c) {
-    size_t unread = buffer_length(&c->socket.out);
-    if (unread > e->config.client_output_bytes_max) return true;
-    return c->outstanding >= (unread > ANSWER_LARGE_BYTES ? WINDOW_REQUESTS_LARGE : WINDOW_REQUESTS);
+    if (buffer_length(&c->socket.out) > e->config.client_output_bytes_max) return true;
+    uint64_t window = WINDOW_ANSWER_BYTES / (c->answer_bytes_mean + 1);
+    if (window < WINDOW_REQUESTS_MIN) window = WINDOW_REQUESTS_MIN;
+    return c->outstanding >= (window < WINDOW_REQUESTS_MAX ? window : WINDOW_REQUESTS_MAX);
 }
 
 static bool verify_start(struct engine *e, struct client *c, const struct session_decision *d) {

@@ -23,8 +23,10 @@
 
 #define REPLID_BYTES 40u
 #define SCRATCH_BYTES (256u * 1024u)
-#define WINDOW_REQUESTS 1024u          /* forwarded requests of one client that wait for their answers */
-#define WINDOW_REQUESTS_LARGE 8u       /* ... while large answers pile up */
+#define WINDOW_REQUESTS_MAX 1024u      /* forwarded requests of one client that wait for their answers ... */
+#define WINDOW_REQUESTS_MIN 8u
+#define WINDOW_ANSWER_BYTES (8u << 20) /* ... fewer where its answers were large */
+#define ANSWER_BYTES_FIRST (64u << 10) /* as large as answers are taken for before one has come */
 #define ANSWER_LARGE_BYTES (1u << 20)
 #define PATH_BYTES 108u
 
@@ -73,6 +75,8 @@ struct client {
     struct session session;
     struct session_decision decision; /* kept while there is no room for it */
     uint32_t outstanding;   /* requests whose answer has not come */
+    uint64_t answer_bytes;  /* of the answer coming in */
+    uint64_t answer_bytes_mean;
     uint64_t waiting_since_us;
     uint64_t sequence;      /* forwarded requests so far */
     struct queue pending;   /* forwarded, in order */

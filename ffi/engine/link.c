@@ -154,6 +154,7 @@ static void frame_reply(struct engine *e, const struct frame *f, const uint8_t *
     }
     buffer_append(&c->socket.out, payload, f->length);
     c->releasable += f->length;
+    c->answer_bytes += f->length;
     client_want_flush(e, c);
     if (!(f->flags & FRAME_LAST)) return;
     int32_t database_after = p->database_after;

@@ -36,6 +36,7 @@ static void deliver(struct engine *e, const struct expect *x, const void *bytes,
     size_t before = buffer_length(out);
     if (client != NULL) {
         buffer_append(out, bytes, length);
+        client->answer_bytes += length;
         if (last) client_answered(e, client, x->database_after, type);
     } else {
         link_reply(e, &x->to, bytes, length, last, type);
