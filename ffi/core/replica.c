@@ -234,6 +234,19 @@ uint64_t replica_hash(const struct replica *r) { return r->commit.hash; }
 enum replica_damage replica_damage(const struct replica *r) { return r->damage; }
 struct replica_takeover replica_takeover_times(const struct replica *r) { return r->times; }
 
+uint32_t replica_source(const struct replica *r) {
+    uint32_t source = REPLICA_NOBODY;
+    uint64_t most = r->commit.index;
+    for (uint32_t i = 0; i < r->nodes; i++) {
+        const struct peer *p = &r->peers[i];
+        if (i == r->self || !p->alive || p->progress.applied_index <= (i == r->leader ? r->commit.index : most)) continue;
+        source = i;
+        most = p->progress.applied_index;
+        if (i == r->leader) break;
+    }
+    return source;
+}
+
 /* The own term while leading or campaigning; else that of the leader, or the last one announced here. */
 uint64_t replica_term(const struct replica *r) {
     if (r->role != REPLICA_FOLLOWER) return r->ballot >> 8;

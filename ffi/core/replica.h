@@ -138,6 +138,9 @@ uint32_t replica_confirmed(const struct replica *r); /* bit i: confirmed followe
 /* A follower that the ring has left behind, or whose log contradicts the cluster's: it must install a snapshot. */
 enum replica_damage { REPLICA_SOUND = 0, REPLICA_LAPPED = 1, REPLICA_DIVERGED = 2 };
 enum replica_damage replica_damage(const struct replica *r);
+/* Whose state to install then: the leader's, or, when nobody can lead without this replica, that of the alive peer that
+ * has applied most; REPLICA_NOBODY when none has applied more than is committed here. */
+uint32_t replica_source(const struct replica *r);
 /* Start of a log that continues after `index`: state up to there came by a snapshot. Only on a non-leader. */
 void replica_install(struct replica *r, uint64_t index, uint64_t position, uint64_t hash, uint64_t now_us);
 /* What a snapshot of the applied state needs to name: index, position and hash after the last replica_applied(). */
