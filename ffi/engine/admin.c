@@ -13,13 +13,28 @@
 #define PING_US 100000ull
 #define ROLE_US 5000ull
 
-void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length, uint32_t slot, uint32_t generation) {
+static void admin_queue(struct engine *e, struct admin_expect expect, const void *bytes, size_t length) {
     struct admin *a = &e->admin;
     if (a->socket.source.fd < 0) return;
     buffer_append(&a->socket.out, bytes, length);
-    *(struct admin_expect *)queue_push(&a->expects) = (struct admin_expect){kind, slot, generation};
+    *(struct admin_expect *)queue_push(&a->expects) = expect;
     size_t written;
     if (!socket_flush(e, &a->socket, buffer_length(&a->socket.out), &written)) backend_lost(e, "its admin connection broke");
+}
+
+void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length) {
+    admin_queue(e, (struct admin_expect){.kind = kind}, bytes, length);
+}
+
+void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length) {
+    admin_queue(e, (struct admin_expect){ADMIN_CLIENT, to}, bytes, length);
+}
+
+/* Whether new requests are answered with -BUSY, here and at the nodes whose clients this one serves. */
+void busy_set(struct engine *e, bool busy) {
+    if (e->takeover == TAKE_IDLE || e->context.busy == busy) return;
+    e->context.busy = busy;
+    if (engine_leads(e)) link_announce(e, true);
 }
 
 void admin_ask_role(struct engine *e) {
@@ -28,7 +43,7 @@ void admin_ask_role(struct engine *e) {
     a->role_pending = true;
     a->asked_us = e->now_us;
     static const char role[] = "*1\r\n$4\r\nROLE\r\n";
-    admin_send(e, ADMIN_ROLE, role, sizeof role - 1, 0, 0);
+    admin_send(e, ADMIN_ROLE, role, sizeof role - 1);
 }
 
 void admin_close(struct engine *e) {
@@ -37,7 +52,8 @@ void admin_close(struct engine *e) {
     buffer_clear(&a->socket.out);
     buffer_clear(&a->bytes);
     for (struct admin_expect *x = queue_front(&a->expects); x != NULL; x = queue_front(&a->expects)) {
-        struct client *c = x->kind == ADMIN_CLIENT ? client_find(e, x->slot, x->generation) : NULL;
+        bool own = x->kind == ADMIN_CLIENT && x->to.node == e->self;
+        struct client *c = own ? client_find(e, x->to.slot, x->to.generation) : NULL;
         queue_pop(&a->expects);
         if (c != NULL) client_close(e, c);
     }
@@ -60,8 +76,8 @@ static void admin_connect(struct engine *e) {
     append_command(&hello, 3, "CLIENT", "NO-EVICT", "ON");
     append_command(&hello, 3, "CLIENT", "SETNAME", "musidecar-admin");
     for (uint32_t i = 0; i < replies + 1; i++)
-        *(struct admin_expect *)queue_push(&a->expects) = (struct admin_expect){ADMIN_SWALLOW, 0, 0};
-    admin_send(e, ADMIN_SWALLOW, buffer_bytes(&hello), buffer_length(&hello), 0, 0);
+        *(struct admin_expect *)queue_push(&a->expects) = (struct admin_expect){.kind = ADMIN_SWALLOW};
+    admin_send(e, ADMIN_SWALLOW, buffer_bytes(&hello), buffer_length(&hello));
     buffer_free(&hello);
     if (a->socket.source.fd < 0) return;
     engine_log(e, 20, a->was_up ? "the backend is back" : "the backend is there");
@@ -79,7 +95,7 @@ void admin_tick(struct engine *e) {
         static const char ping[] = "*1\r\n$4\r\nPING\r\n";
         a->ping_pending = true;
         a->heard_us = e->now_us; /* from here the time-out runs */
-        admin_send(e, ADMIN_PING, ping, sizeof ping - 1, 0, 0);
+        admin_send(e, ADMIN_PING, ping, sizeof ping - 1);
     } else if (a->ping_pending && e->now_us - a->heard_us >= e->config.backend_timeout_us) {
         backend_lost(e, "it has not answered for longer than backend_timeout_ms");
         return;
@@ -115,7 +131,7 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
         case ADMIN_SWALLOW: break;
         case ADMIN_PING:
             a->ping_pending = false;
-            e->context.busy = length > 5 && memcmp(text, "-BUSY", 5) == 0;
+            busy_set(e, length > 5 && memcmp(text, "-BUSY", 5) == 0);
             break;
         case ADMIN_ROLE: role_answer(e); break;
         case ADMIN_PROMOTE:
@@ -126,13 +142,9 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
             if (text[0] != '+') engine_log(e, 40, "the backend refuses REPLICAOF: %.*s", (int)(length < 100 ? length : 100), text);
             break;
         case ADMIN_CLIENT:
-            c = client_find(e, x.slot, x.generation);
-            if (c == NULL) break;
-            buffer_append(&c->socket.out, text, length);
-            c->releasable += length;
-            client_want_flush(e, c);
-            client_answered(e, c, -1, 0);
-            client_want_ready(e, c);
+            if (text[0] == '+') busy_set(e, false); /* the script is killed */
+            if (x.to.node != e->self) link_answer(e, &x.to, text, length);
+            else if ((c = client_find(e, x.to.slot, x.to.generation)) != NULL) client_answer(e, c, text, length);
             break;
     }
 }

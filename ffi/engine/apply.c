@@ -77,7 +77,7 @@ static void script_load(struct engine *e, const uint8_t *body, uint32_t length) 
     buffer_append(&command, head, (size_t)snprintf(head, sizeof head, "$%u\r\n", length));
     buffer_append(&command, body, length);
     buffer_text(&command, "\r\n");
-    admin_send(e, ADMIN_SWALLOW, buffer_bytes(&command), buffer_length(&command), 0, 0);
+    admin_send(e, ADMIN_SWALLOW, buffer_bytes(&command), buffer_length(&command));
     buffer_free(&command);
 }
 
@@ -198,7 +198,7 @@ static void apply_admin(struct engine *e, const struct record_header *record) {
             scripts_forget(&e->log);
             if (e->takeover == TAKE_IDLE && e->admin.socket.source.fd >= 0) {
                 static const char flush[] = "*2\r\n$6\r\nSCRIPT\r\n$5\r\nFLUSH\r\n";
-                admin_send(e, ADMIN_SWALLOW, flush, sizeof flush - 1, 0, 0);
+                admin_send(e, ADMIN_SWALLOW, flush, sizeof flush - 1);
             }
             break;
         case ADMIN_RECORD_RERUN: apply_rerun(e, bytes, record->length); break;

@@ -109,6 +109,13 @@ static void answer_now(struct engine *e, struct client *c, const void *bytes, si
     client_want_flush(e, c);
 }
 
+/* The answer to the only request that is under way. */
+void client_answer(struct engine *e, struct client *c, const void *bytes, size_t length) {
+    answer_now(e, c, bytes, length);
+    client_answered(e, c, -1, 0);
+    client_want_ready(e, c);
+}
+
 /* An answer that this node gives itself: behind those that are still to come. */
 static void answer_local(struct engine *e, struct client *c, struct buffer *answer) {
     size_t length = buffer_length(answer);
@@ -195,6 +202,10 @@ void client_verify_event(struct engine *e, struct client *c) {
     client_want_ready(e, c);
 }
 
+static void client_wait(struct engine *e, struct client *c) {
+    if (c->waiting_since_us == 0) c->waiting_since_us = e->now_us;
+}
+
 /* False: it has to wait (no leader, no room, ...). */
 static bool client_submit(struct engine *e, struct client *c, const struct session_decision *d) {
     if (engine_leads(e)) {
@@ -205,7 +216,7 @@ static bool client_submit(struct engine *e, struct client *c, const struct sessi
                             .decision = d};
         if (!turn_submit(e, &r, &c->in)) return client_want_ready(e, c), false;
     } else if (!link_forward(e, c, d)) {
-        if (c->waiting_since_us == 0) c->waiting_since_us = e->now_us;
+        client_wait(e, c);
         return false;
     }
     c->waiting_since_us = 0;
@@ -234,9 +245,10 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
             return STEP_CLOSED;
         case SESSION_ADMIN:
             if (c->outstanding > 0) return STEP_WAIT;
+            if (engine_leads(e)) admin_send_for(e, (struct destination){e->self, c->slot, c->generation, 0}, d->bytes, d->length);
+            else if (!link_forward(e, c, d)) return client_wait(e, c), STEP_WAIT;
             c->outstanding++;
             c->barrier = true;
-            admin_send(e, ADMIN_CLIENT, d->bytes, d->length, c->slot, c->generation);
             return STEP_ON;
         default:
             answer_local(e, c, &e->answer);

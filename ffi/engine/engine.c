@@ -299,7 +299,7 @@ static void suspects_check(struct engine *e) {
 static void damage_check(struct engine *e) {
     if (replica_damage(e->replica) == REPLICA_SOUND || e->takeover != TAKE_IDLE) return;
     if (e->snapshot_us != 0 && e->now_us - e->snapshot_us < SNAPSHOT_AGAIN_US) return;
-    uint32_t from = link_leader(e);
+    uint32_t from = replica_source(e->replica); /* not only the leader: without this node there may be none */
     if (from == REPLICA_NOBODY) return;
     if (e->snapshot_us == 0)
         engine_log(e, 30, replica_damage(e->replica) == REPLICA_LAPPED ? "the log has gone on without this node: it takes over another node's state"

@@ -178,7 +178,7 @@ struct feed {
 /* ---- admin connection -------------------------------------------------------------------------------------------- */
 
 enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_CLIENT };
-struct admin_expect { enum admin_kind kind; uint32_t slot, generation; };
+struct admin_expect { enum admin_kind kind; struct destination to; };
 struct admin {
     struct socket socket;
     struct queue expects;
@@ -191,7 +191,8 @@ struct admin {
 /* ---- mesh links --------------------------------------------------------------------------------------------------- */
 
 enum frame_type { FRAME_REQUEST = 1, FRAME_REPLY = 2, FRAME_SERVING = 3, FRAME_NOT_SERVING = 4, FRAME_SNAPSHOT_ASK = 5, FRAME_SNAPSHOT = 6 };
-enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_FLUSHES_SCRIPTS = 16 };
+enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_FLUSHES_SCRIPTS = 16,
+                   FRAME_ADMIN = 32 /* for the admin connection */, FRAME_BUSY = 64 /* SERVING: the backend runs a script that does not end */ };
 struct frame {
     uint32_t length; /* payload bytes */
     uint8_t type, flags;
@@ -356,6 +357,7 @@ void clients_wake_all(struct engine *e);
 void clients_expire(struct engine *e);
 struct client *client_find(struct engine *e, uint32_t slot, uint32_t generation);
 void client_answered(struct engine *e, struct client *c, int32_t database_after, uint8_t reply_type);
+void client_answer(struct engine *e, struct client *c, const void *bytes, size_t length);
 void client_verify_event(struct engine *e, struct client *c);
 struct client *client_of_verify(struct engine *e, struct source *s);
 
@@ -418,8 +420,10 @@ void feed_disconnect(struct engine *e);
 void admin_tick(struct engine *e);
 void admin_event(struct engine *e, uint32_t events);
 void admin_close(struct engine *e);
-void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length, uint32_t slot, uint32_t generation);
+void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length);
+void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length); /* a client's SCRIPT KILL */
 void admin_ask_role(struct engine *e);
+void busy_set(struct engine *e, bool busy);
 
 /* takeover.c */
 void takeover_follow_role(struct engine *e);
@@ -441,7 +445,8 @@ void links_depose(struct engine *e);
 void links_process(struct engine *e); /* goes on with requests that had to wait */
 void link_close(struct engine *e, uint32_t peer);
 uint32_t link_leader(const struct engine *e); /* the node that serves, or REPLICA_NOBODY */
-bool link_forward(struct engine *e, struct client *c, const struct session_decision *d);
+bool link_forward(struct engine *e, struct client *c, const struct session_decision *d); /* false: no leader, or no room */
+void link_answer(struct engine *e, const struct destination *to, const void *bytes, size_t length);
 void links_drop_held(struct engine *e);
 
 #endif

@@ -79,7 +79,7 @@ static void feed_install(struct engine *e) {
     snprintf(port, sizeof port, "%u", e->config.feed_port);
     struct buffer follow = {0};
     append_command(&follow, 3, "REPLICAOF", "127.0.0.1", port);
-    admin_send(e, ADMIN_FOLLOW, buffer_bytes(&follow), buffer_length(&follow), 0, 0);
+    admin_send(e, ADMIN_FOLLOW, buffer_bytes(&follow), buffer_length(&follow));
     buffer_free(&follow);
     f->rdb_asked = true;
     backend_set(e, BACKEND_SYNCING);

@@ -28,7 +28,8 @@ void link_add(struct engine *e, uint32_t peer, int fd) {
     link_close(e, peer);
     link->socket.source = (struct source){.kind = SOURCE_LINK, .fd = fd};
     source_watch(e, &link->socket.source, EPOLLIN);
-    struct frame hello = {.type = engine_leads(e) ? FRAME_SERVING : FRAME_NOT_SERVING, .sequence = e->term};
+    struct frame hello = {.type = engine_leads(e) ? FRAME_SERVING : FRAME_NOT_SERVING, .sequence = e->term,
+                          .flags = engine_leads(e) && e->context.busy ? FRAME_BUSY : 0};
     link_send(e, peer, &hello, NULL);
 }
 
@@ -84,6 +85,13 @@ void link_reply(struct engine *e, const struct destination *to, const void *byte
     buffer_append(out, bytes, length);
 }
 
+/* A whole answer that no gate holds. */
+void link_answer(struct engine *e, const struct destination *to, const void *bytes, size_t length) {
+    struct frame frame = {.length = (uint32_t)length, .type = FRAME_REPLY, .flags = FRAME_LAST, .slot = to->slot,
+                          .generation = to->generation, .sequence = to->sequence};
+    link_send(e, to->node, &frame, bytes);
+}
+
 void links_drop_held(struct engine *e) {
     for (uint32_t i = 0; i < e->nodes; i++) {
         struct link *link = &e->links[i];
@@ -99,7 +107,8 @@ void links_depose(struct engine *e) {
 }
 
 void link_announce(struct engine *e, bool serving) {
-    struct frame frame = {.type = serving ? FRAME_SERVING : FRAME_NOT_SERVING, .sequence = e->term};
+    struct frame frame = {.type = serving ? FRAME_SERVING : FRAME_NOT_SERVING, .flags = e->context.busy ? FRAME_BUSY : 0,
+                          .sequence = e->term};
     for (uint32_t i = 0; i < e->nodes; i++)
         if (i != e->self) link_send(e, i, &frame, NULL);
 }
@@ -110,7 +119,7 @@ bool link_forward(struct engine *e, struct client *c, const struct session_decis
     struct link *link = &e->links[leader];
     if (buffer_length(&link->socket.out) > FORWARD_BYTES_MAX) return client_want_ready(e, c), false;
     uint8_t flags = (uint8_t)((d->writes ? FRAME_WRITES : 0) | (c->session.protocol == 3 ? FRAME_RESP3 : 0) |
-                              (d->loses_database ? FRAME_LOSES_DATABASE : 0) | (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
+                              (d->loses_database ? FRAME_LOSES_DATABASE : 0) | (d->verdict == SESSION_ADMIN ? FRAME_ADMIN : 0) | (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_REQUEST, .flags = flags,
                           .database = (uint16_t)c->session.database, .slot = c->slot, .generation = c->generation,
                           .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
@@ -127,6 +136,10 @@ bool link_forward(struct engine *e, struct client *c, const struct session_decis
 /* At the leader. False: no room now, the frame stays. */
 static bool frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload, struct buffer *holder) {
     if (!engine_leads(e)) return true; /* its node learns that this one does not serve */
+    if (f->flags & FRAME_ADMIN) {
+        admin_send_for(e, (struct destination){peer, f->slot, f->generation, f->sequence}, payload, f->length);
+        return true;
+    }
     bool script = f->script_length > 0 && f->script_offset <= f->length && f->script_length <= f->length - f->script_offset;
     struct session_decision d = {.verdict = SESSION_SUBMIT, .bytes = payload, .length = f->length,
                                  .writes = f->flags & FRAME_WRITES, .replies = f->replies, .swallow = f->swallow,
@@ -167,6 +180,7 @@ static void frame_serving(struct engine *e, uint32_t peer, const struct frame *f
     uint64_t term = before == REPLICA_NOBODY ? 0 : e->links[before].serving_term;
     e->links[peer].serving_term = f->type == FRAME_SERVING ? f->sequence : 0;
     uint32_t after = link_leader(e);
+    if (!engine_leads(e)) e->context.busy = after == peer && (f->flags & FRAME_BUSY);
     bool same = after == before && (after == REPLICA_NOBODY || e->links[after].serving_term == term);
     if (same) return;
     if (!engine_leads(e) && before != REPLICA_NOBODY) clients_drop_unknown(e);

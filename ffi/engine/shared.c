@@ -82,6 +82,7 @@ static bool gate_add(struct engine *e, const struct expect *x) {
 static bool reply_done(struct engine *e, struct expect *x) {
     struct shared *s = &e->shared;
     uint8_t type = s->reply.type;
+    if (e->context.busy) busy_set(e, false); /* what answers here is not held up by a script */
     if (x->kind == EXPECT_SWALLOW && type == '-') return false;
     if (x->kind == EXPECT_ROLE && !gate_add(e, x)) return false;
     if (!s->reply.is_push) {

@@ -95,7 +95,7 @@ void takeover_role(struct engine *e, bool is_master, uint64_t offset, bool conne
     e->counters.takeover_fed_us = clock_ns() / 1000;
     backend_set(e, BACKEND_PROMOTING);
     static const char promote[] = "*3\r\n$9\r\nREPLICAOF\r\n$2\r\nNO\r\n$3\r\nONE\r\n";
-    admin_send(e, ADMIN_PROMOTE, promote, sizeof promote - 1, 0, 0);
+    admin_send(e, ADMIN_PROMOTE, promote, sizeof promote - 1);
 }
 
 void takeover_promoted(struct engine *e) {
