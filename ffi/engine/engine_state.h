@@ -111,7 +111,7 @@ struct gate { /* a ROLE that came back: answers before it leave when its effects
     uint64_t segments;
     uint64_t effect_index; /* once cut */
     uint64_t probe;
-    uint64_t since_ns;
+    uint64_t since_ns, known_ns; /* its turn began; its ROLE came back */
     bool cut;
 };
 

@@ -71,7 +71,8 @@ static bool gate_add(struct engine *e, const struct expect *x) {
     buffer_clear(&s->role);
     s->roles_in_flight--;
     *(struct gate *)queue_push(&s->gates) =
-        (struct gate){.offset = offset, .covered = x->covered, .segments = s->open_segments, .since_ns = x->since_ns};
+        (struct gate){.offset = offset, .covered = x->covered, .segments = s->open_segments, .since_ns = x->since_ns,
+                        .known_ns = e->now_ns};
     s->open_segments = 0;
     histogram_add(&e->stages[STAGE_BACKEND], e->now_ns - x->since_ns);
     e->counters.batches++;
@@ -129,10 +130,10 @@ void shared_event(struct engine *e, uint32_t events) {
 void shared_send(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
-    uint64_t commit = replica_commit(e->replica);
+    uint64_t commit = replica_commit(e->replica), now_ns = queue_length(&s->staged) > 0 ? clock_ns() : 0;
     for (struct staged *m = queue_front(&s->staged); m != NULL && m->index <= commit; m = queue_front(&s->staged)) {
         s->sendable = m->end;
-        if (m->index > 0) histogram_add(&e->stages[STAGE_COMMIT], e->now_ns - m->since_ns);
+        if (m->index > 0) histogram_add(&e->stages[STAGE_COMMIT], now_ns - m->since_ns);
         queue_pop(&s->staged);
     }
     if (s->sent == s->sendable) return;
@@ -162,13 +163,15 @@ static void segment_release(struct engine *e, const struct segment *g) {
 void gates_release(struct engine *e) {
     struct shared *s = &e->shared;
     uint64_t commit = replica_commit(e->replica), probed = replica_probed(e->replica);
+    uint64_t now_ns = queue_length(&s->gates) > 0 ? clock_ns() : 0;
     for (struct gate *g = queue_front(&s->gates); g != NULL; g = queue_front(&s->gates)) {
         if (!g->cut || g->effect_index > commit || g->probe > probed) return;
         for (uint64_t i = 0; i < g->segments; i++) {
             segment_release(e, queue_front(&s->segments));
             queue_pop(&s->segments);
         }
-        histogram_add(&e->stages[STAGE_REQUEST], e->now_ns - g->since_ns);
+        histogram_add(&e->stages[STAGE_EFFECT], now_ns - g->known_ns);
+        histogram_add(&e->stages[STAGE_REQUEST], now_ns - g->since_ns);
         queue_pop(&s->gates);
     }
 }

@@ -13,7 +13,7 @@ void turn_mark(struct engine *e, uint64_t index) {
     struct shared *s = &e->shared;
     struct staged *last = queue_back(&s->staged);
     if (last != NULL && last->index == index) last->end = s->appended;
-    else *(struct staged *)queue_push(&s->staged) = (struct staged){s->appended, index, e->now_ns};
+    else *(struct staged *)queue_push(&s->staged) = (struct staged){s->appended, index, clock_ns()};
 }
 
 /* Closes the COMMAND record being filled. */
