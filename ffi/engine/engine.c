@@ -14,6 +14,7 @@
 #define EVENTS_KEPT 4096
 #define BUSY_FOR_US 50000ull
 #define STREAM_SPIN_NS 20000ull
+#define SPIN_US 300ull /* after a death: permission is asked for and given within that */
 #define SNAPSHOT_AGAIN_US 1000000ull
 
 uint64_t clock_ns(void) {
@@ -146,6 +147,7 @@ static void peers_dead(struct engine *e, uint32_t mask) {
     for (uint32_t i = 0; i < e->nodes; i++) {
         if (!(mask & (1u << i)) || i == e->self) continue;
         engine_log(e, 30, "node %u is dead", i + 1);
+        if (link_leader(e) == i) e->spin_until_us = e->now_us + SPIN_US;
         replica_peer_down(e->replica, i, e->now_us);
         link_close(e, i);
     }
@@ -333,6 +335,7 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
     if (deadline < until) until = deadline;
     if (e->feed.flush_us != 0 && e->feed.flush_us < until) until = e->feed.flush_us;
     if (e->more || (queue_length(&e->ready) > 0 && !e->stalled)) until = now_us;
+    if (now_us < e->spin_until_us && e->takeover == TAKE_IDLE) until = now_us;
     uint64_t left = until > now_us ? until - now_us : 0;
     struct timespec timeout = {(time_t)(left / 1000000), (long)(left % 1000000) * 1000};
     int n = epoll_pwait2(e->epoll, events, EVENTS_A_TURN, &timeout, NULL);

@@ -284,6 +284,7 @@ struct engine {
     struct source fabric_source, control_source;
     struct listener *listeners;
     uint64_t now_us, now_ns, tick_us, tick_cpu_us, busy_until_us;
+    uint64_t spin_until_us; /* until then it does not sleep */
     atomic_bool stopping;
 
     struct client *clients; /* clients_max slots */
