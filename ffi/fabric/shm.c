@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "fabric/shm_copy.h"
 #include "fabric/shm_fence.h"
 #include "fabric/shm_link.h"
 
@@ -120,7 +121,7 @@ static void write_log(struct shm *s, struct shm_link *link, uint64_t offset, con
         if (link->fault == SHM_SOUND) lose(s, link); /* never accepted */
         return;
     }
-    if (shm_fence_copy(link->log + offset, bytes, length, link->log, s->config.log_bytes)) return;
+    if (shm_copy(link->log + offset, bytes, length)) return;
     lower(s, link);
     lose(s, link);
 }
@@ -140,7 +141,7 @@ static void post_write(struct fabric *f, uint32_t peer, enum fabric_region regio
     if (region == FABRIC_LOG) {
         write_log(s, link, offset, bytes, length);
     } else {
-        shm_fence_copy(link->background + offset, bytes, length, link->background, s->config.background_bytes);
+        shm_copy(link->background + offset, bytes, length);
     }
     remember(s, link, peer, kind, SHM_UNSETTLED, id);
 }

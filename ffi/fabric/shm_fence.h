@@ -4,7 +4,7 @@
  *
  * userfaultfd: the writer opens one over its own mapping of the owner's log and gives it away; the owner write-protects
  * the writer's mapping through it. The ioctl returns when no processor can store there any more. A store then raises
- * SIGBUS in the writer, which its guarded copy turns into an error. The owner's own mapping stays writable.
+ * SIGBUS in the writer, which shm_copy() turns into an error. The owner's own mapping stays writable.
  * kill: SIGKILL through a pidfd, and waiting until the process is gone.
  */
 #ifndef MUSIDECAR_SHM_FENCE_H
@@ -22,11 +22,5 @@ int shm_fence_bar(int fd, uint64_t mapping, uint64_t bytes, bool bar);
 int shm_fence_kill_process(int pidfd);
 /* Has the process ended? */
 bool shm_fence_ended(int pidfd);
-
-/* Copies into memory that the owner may bar at any moment. `from` .. `from + bytes` of the region is the mapping that
- * belongs to the copy. The last 8 bytes land after all others. False when a store was refused. */
-bool shm_fence_copy(uint8_t *to, const void *bytes, uint32_t length, uint8_t *mapping, uint64_t mapping_bytes);
-/* Installs the SIGBUS handler that shm_fence_copy() needs, once per process; SIGBUS from elsewhere goes where it went. */
-void shm_fence_handle(void);
 
 #endif

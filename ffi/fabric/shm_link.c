@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "fabric/shm_copy.h"
 #include "fabric/shm_fence.h"
 #include "fabric/shm_notice.h"
 #include "prompt.h"
@@ -107,7 +108,7 @@ struct shm *shm_new(const struct shm_config *config) {
     s->config = *config;
     s->fds = (struct shm_descriptors){-1, -1, -1};
     s->fabric = (struct fabric){.ops = &shm_ops, .self = config->self, .nodes = config->nodes};
-    shm_fence_handle();
+    shm_copy_init();
     int error = choose_fence(s);
     if (!error) error = make_regions(s);
     if (error) {
