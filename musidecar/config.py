@@ -168,7 +168,7 @@ class Node(_Section):
 class Timing(_Section):
     """Every period and time-out, in the unit its name ends with. configs/cluster.toml says what each does."""
 
-    tick_busy_us: Us = 500
+    tick_busy_us: Us = 1_000
     tick_idle_us: Us = 5_000
     suspect_us: Us = 3_000
     fail_us: Us = 50_000
@@ -176,7 +176,7 @@ class Timing(_Section):
     request_us: Us = 2_000
     hazard_us: Us = 50
     pin_us: Us = 200_000
-    feed_delay_us: Us = 1_000
+    feed_delay_us: Us = 2_000
     backend_timeout_ms: Ms = 5_000
     takeover_timeout_ms: Ms = 3_000
     wait_timeout_ms: Ms = 10_000

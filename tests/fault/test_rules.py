@@ -68,13 +68,15 @@ def test_r4_requests_of_other_databases_and_protocols_do_not_mix(bed: Testbed) -
         for node in status.nodes for database in (0, 3, 15) for protocol in (2, 3)
     ]  # fmt: skip
 
-    def work(client: redis.Redis) -> None:
+    def key_of(client: redis.Redis) -> str:
         where = client.connection_pool.connection_kwargs
-        own = f"{where['port']}-{where['protocol']}"
+        return f"h-{where['port']}-{where['protocol']}"
+
+    def work(client: redis.Redis) -> None:
         for i in range(300):
-            client.hset(f"h-{own}", "n", i)
+            client.hset(key_of(client), "n", i)
             want = {b"n": str(i).encode()}
-            assert client.hgetall(f"h-{own}") == want, own  # a map in RESP3, an array in RESP2
+            assert client.hgetall(key_of(client)) == want, key_of(client)  # a map in RESP3, an array in RESP2
         assert client.dbsize() == 6
 
     failures: list[BaseException] = []
@@ -86,7 +88,7 @@ def test_r4_requests_of_other_databases_and_protocols_do_not_mix(bed: Testbed) -
             failures.append(error)
 
     for client in clients:
-        client.hset("h-{}-{}".format(*[client.connection_pool.connection_kwargs[k] for k in ("port", "protocol")]), "n", -1)
+        client.hset(key_of(client), "n", -1)
     threads = [threading.Thread(target=guarded, args=(client,)) for client in clients]
     for thread in threads:
         thread.start()
