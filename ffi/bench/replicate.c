@@ -20,14 +20,19 @@
 #define CATCH_UP_US 2000000u
 #define SALT 0x62656e63686d7573ull
 
+struct replicate_control { /* shared by all members, zero at first */
+    _Atomic uint64_t stop;    /* the commit index up to which to follow, plus one; 0: go on */
+    _Atomic uint32_t arrived; /* followers that got there */
+};
+
 struct replicate_member {
     struct replicate_config config;
     struct shm *shm;
     struct replica *replica;
     uint8_t *scratch[FABRIC_NODES_MAX];
     uint64_t scratch_bytes;
-    _Atomic uint64_t *stop; /* the commit index up to which to follow, plus one; 0: go on */
-    uint32_t gone;          /* peers that died */
+    struct replicate_control *control;
+    uint32_t gone; /* peers that died */
     uint64_t next_tick_us;
     double ns_per_tick; /* of the processor's time stamp counter */
     uint64_t clock_ns;
@@ -152,9 +157,9 @@ static int map_scratch(struct replicate_member *m, const int *scratch, int contr
         if (memory == MAP_FAILED) return errno;
         m->scratch[i] = memory;
     }
-    void *word = mmap(NULL, sizeof *m->stop, protection, flags, control, 0);
-    if (word == MAP_FAILED) return errno;
-    m->stop = word;
+    void *memory = mmap(NULL, sizeof *m->control, protection, flags, control, 0);
+    if (memory == MAP_FAILED) return errno;
+    m->control = memory;
     return 0;
 }
 
@@ -198,7 +203,7 @@ void replicate_free(struct replicate_member *m) {
     for (uint32_t i = 0; i < m->config.nodes; i++) {
         if (m->scratch[i]) munmap(m->scratch[i], m->scratch_bytes);
     }
-    if (m->stop) munmap(m->stop, sizeof *m->stop);
+    if (m->control) munmap(m->control, sizeof *m->control);
     free(m);
 }
 
@@ -238,11 +243,12 @@ static void rest(const struct replicate_member *m) {
 uint64_t replicate_follow(struct replicate_member *m) {
     uint32_t everybody = ((1u << m->config.nodes) - 1) & ~(1u << m->config.self);
     for (;;) {
-        uint64_t stop = atomic_load(m->stop);
+        uint64_t stop = atomic_load(&m->control->stop);
         turn(m);
         if (m->gone == everybody || (stop && replica_commit(m->replica) + 1 >= stop)) break;
         rest(m);
     }
+    atomic_fetch_add(&m->control->arrived, 1);
     return replica_commit(m->replica);
 }
 
@@ -259,11 +265,11 @@ bool replicate_lead(struct replicate_member *m, uint64_t timeout_us) {
 
 uint64_t replicate_stop(struct replicate_member *m) {
     uint64_t start_us = now_us();
-    atomic_store(m->stop, replica_commit(m->replica) + 1);
+    atomic_store(&m->control->stop, replica_commit(m->replica) + 1);
     while (now_us() - start_us < CATCH_UP_US) {
         turn(m);
         replica_flush_commit(m->replica);
-        if (m->gone) break; /* the followers leave when they have got there */
+        if (m->gone || atomic_load(&m->control->arrived) == m->config.nodes - 1) break;
         rest(m);
     }
     return replica_commit(m->replica);

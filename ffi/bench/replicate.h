@@ -3,7 +3,7 @@
  * loop in C. Beside it, in the same processes and in turns with it, the least that replication could cost: copies of the
  * same record bytes, between the same two fences, into three mappings of the same size.
  *
- * The control word, in memory that all members share, says what the followers do: they follow until it is told to stop.
+ * Control memory that all members share says what the followers do: they follow until it tells them to stop.
  */
 #ifndef MUSIDECAR_BENCH_REPLICATE_H
 #define MUSIDECAR_BENCH_REPLICATE_H
@@ -36,13 +36,13 @@ uint64_t replicate_log_bytes(const struct replicate_config *config);
 uint64_t replicate_background_bytes(void);
 
 struct replicate_member;
-/* `scratch`: one memfd per node, as large as a log, for the copies; `control`: a memfd of at least 8 bytes, zero. The
+/* `scratch`: one memfd per node, as large as a log, for the copies; `control`: a memfd of a page, zero. The
  * links of `shm` are open. From here on the process dies with its parent. NULL with errno. */
 struct replicate_member *replicate_new(const struct replicate_config *config, struct shm *shm, const int *scratch,
                                        int control);
 void replicate_free(struct replicate_member *m);
 
-/* A follower's whole life: a turn each tick, until the control word stops it or every peer is dead. Returns its commit
+/* A follower's whole life: a turn each tick, until it is told to stop or every peer is dead. Returns its commit
  * index. */
 uint64_t replicate_follow(struct replicate_member *m);
 /* Node 0, which alone is eligible: turns until it leads with every node confirmed. False after `timeout_us`. */

@@ -96,7 +96,7 @@ class _Member:
         return {}, []
 
     def begin(self, fds: list[int]) -> tuple[Order, list[int]]:
-        """`fds`: scratch memory of every node, control word."""
+        """`fds`: scratch memory of every node, control memory."""
         self.member = lib.replicate_new(self.config, self.shm, ffi.new("int[]", fds[:NODES]), fds[NODES])
         self.check(0 if self.member else -1)
         for fd in fds:
