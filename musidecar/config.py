@@ -171,7 +171,7 @@ class Timing(_Section):
     tick_busy_us: Us = 1_000
     tick_idle_us: Us = 5_000
     suspect_us: Us = 3_000
-    fail_us: Us = 50_000
+    fail_us: Us = 150_000
     late_us: Us = 2_000
     request_us: Us = 2_000
     hazard_us: Us = 50

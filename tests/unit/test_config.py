@@ -101,7 +101,7 @@ def test_unknown_key_suggests_the_nearest(where: Any, key: str, expected: str) -
         ("timing", {"late_us": 4000}, "timing.late_us: 4000 must be at most suspect_us"),
         ("timing", {"fail_us": 3000}, "timing.fail_us: 3000 must be more than suspect_us"),
         ("timing", {"hazard_us": 3000}, "timing.hazard_us: 3000 must be less than suspect_us"),
-        ("timing", {"request_us": 50_000}, "timing.request_us: 50000 must be less than fail_us"),
+        ("timing", {"request_us": 150_000}, "timing.request_us: 150000 must be less than fail_us"),
         ("timing", {"takeover_timeout_ms": 20}, "timing.takeover_timeout_ms: 20 must be"),
         ("timing", {"backend_timeout_ms": 30}, "timing.backend_timeout_ms: 30 must be more than fail_us"),
         ("timing", {"fail_us": 0}, "timing.fail_us: input should be greater than or equal to 1, not 0"),
