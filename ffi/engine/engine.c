@@ -186,11 +186,11 @@ static void stream_spin(struct engine *e) {
     struct shared *s = &e->shared;
     struct gate *last = queue_back(&s->gates);
     if (last == NULL || e->stream.stage != STREAM_LIVE) return;
-    uint64_t until = clock_ns() + STREAM_SPIN_NS;
+    uint64_t until = clock_ns() + STREAM_SPIN_NS; /* also when bytes keep coming: a large effect takes many turns */
     while (e->stream.stage == STREAM_LIVE && last->offset > e->stream.cut_offset + buffer_length(&e->stream.effects)) {
-        if (!stream_read(e) && clock_ns() > until) return;
-        last = queue_back(&s->gates);
-        if (last == NULL) return;
+        stream_read(e);
+        last = queue_back(&s->gates); /* the backend may have been lost */
+        if (last == NULL || clock_ns() > until) return;
     }
 }
 
