@@ -134,6 +134,17 @@ static struct session_decision verify(struct session *s, const uint8_t *bytes, s
         .verdict = SESSION_VERIFY, .bytes = bytes, .length = length, .replies = 1, .hello_protocol = protocol};
 }
 
+/* Everybody's requests share a connection with the rights of one user: another user's smaller rights would be forgotten. */
+static const char *const OTHER_USER_TEXT = "ERR ACL users other than 'default' are not supported through musidecar yet";
+
+static bool word_is_default(struct word w) { return w.length == 7 && memcmp(w.text, "default", 7) == 0; }
+
+static struct session_decision step_auth(struct session *s, const struct resp_request *request, const uint8_t *bytes,
+                                         struct buffer *answer) {
+    if (request->argc == 3 && !word_is_default(word_at(request, bytes, 1))) return failed(answer, OTHER_USER_TEXT);
+    return verify(s, bytes, request->length, 0);
+}
+
 static struct session_decision step_hello(struct session *s, const struct session_context *context,
                                           const struct resp_request *request, const uint8_t *bytes,
                                           struct buffer *answer) {
@@ -165,6 +176,7 @@ static struct session_decision step_hello(struct session *s, const struct sessio
         return failed(answer, "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> "
                               "AUTH <user> <pass> option can be used to authenticate the client and select the RESP "
                               "protocol version at the same time");
+    if (user.text != NULL && !word_is_default(user)) return failed(answer, OTHER_USER_TEXT);
     if (name.text != NULL) name_set(s, name);
     if (user.text != NULL) {
         buffer_clear(&s->block); /* no transaction is open: HELLO is not allowed in one */
@@ -399,7 +411,7 @@ static struct session_decision step_state(struct session *s, const struct sessio
     switch ((enum command_action)info->action) {
         case ACTION_SELECT: return step_select(s, context, word_at(request, bytes, 1), answer);
         case ACTION_HELLO: return step_hello(s, context, request, bytes, answer);
-        case ACTION_AUTH: return verify(s, bytes, request->length, 0);
+        case ACTION_AUTH: return step_auth(s, request, bytes, answer);
         case ACTION_MULTI: return step_multi(s, request, bytes, more, answer);
         case ACTION_EXEC: return failed(answer, "ERR EXEC without MULTI");
         case ACTION_DISCARD: return failed(answer, "ERR DISCARD without MULTI");

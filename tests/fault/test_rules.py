@@ -210,3 +210,12 @@ def test_r18_a_low_id_that_comes_back_does_not_steal(bed: Testbed) -> None:
     status = bed.wait_status("the node is back", lambda s: follows(s, leader.id))
     assert int(leader.id) < int(status.leader or 0)
     assert (status.leader, status.term) == (after.leader, after.term)
+
+
+def test_another_users_rights_are_not_widened(bed: Testbed) -> None:
+    """A restricted user is refused, rather than let in with the rights of the sidecar's own connection."""
+    leader = leader_of(bed.status())
+    bed.backend(leader).execute_command("ACL", "SETUSER", "reader", "on", ">word", "~*", "+get")
+    for words in ((b"AUTH", b"reader", b"word"), (b"HELLO", b"3", b"AUTH", b"reader", b"word")):
+        with contextlib.closing(send(leader, *words)) as connection:
+            assert connection.recv(200).startswith(b"-ERR ACL users other than 'default'")
