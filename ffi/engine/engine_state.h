@@ -28,7 +28,6 @@
 #define WINDOW_ANSWER_BYTES (8u << 20) /* ... fewer where its answers were large */
 #define ANSWER_BYTES_FIRST (64u << 10) /* as large as answers are taken for before one has come */
 #define ANSWER_LARGE_BYTES (1u << 20)
-#define PATH_BYTES 108u
 
 /* ---- things that epoll knows ----------------------------------------------------------------------------------- */
 
@@ -68,7 +67,6 @@ struct client {
     uint32_t slot, generation;
     bool in_use, leaving /* once flushed */, ended /* sent EOF */, queued_ready, queued_flush, throttled, barrier;
     bool has_decision;
-    uint8_t reply_type;     /* of the last answer */
     size_t releasable;      /* bytes of socket.out that may leave */
     struct buffer in;
     struct resp_request request;
@@ -91,7 +89,6 @@ enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE };
 
 struct expect { /* one request in flight on the shared connection */
     uint8_t kind;
-    bool started; /* part of the current reply went to the destination */
     uint32_t replies, swallow;
     uint32_t local_bytes;
     int32_t database_after;
@@ -207,7 +204,6 @@ struct link {
     size_t releasable;
     struct buffer in;
     uint64_t serving_term; /* the peer leads and serves in this term; 0 not */
-    uint8_t reply_type;
     bool queued_flush;
 };
 
@@ -319,7 +315,7 @@ struct engine {
     uint64_t takeover_since_us;
     enum backend_state backend;
     bool serving_told;
-    uint32_t snapshot_asked; bool snapshot_wanted; uint64_t snapshot_us;
+    uint64_t snapshot_us;
 
     pthread_mutex_t mutex; /* guards what follows */
     struct queue events, controls;

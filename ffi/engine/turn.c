@@ -19,10 +19,8 @@ void turn_mark(struct engine *e, uint64_t index) {
 /* Closes the COMMAND record being filled. */
 static void batch_seal(struct engine *e) {
     if (e->batch == NULL) return;
-    uint8_t *batch = e->batch;
     e->batch = NULL;
     if (e->batch_used == 0) return;
-    (void)batch;
     int64_t index = replica_propose_reserved(e->replica, RECORD_COMMAND, 0, NO_ORIGIN, e->batch_used);
     e->batch_used = 0;
     if (index <= 0) return; /* the term ended: the loop is about to find out, nothing staged will be sent */
