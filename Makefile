@@ -9,7 +9,7 @@ CORE_FILES := $(wildcard ffi/core/*.c ffi/fabric/*.c ffi/engine/*.c protocols/*/
 C_FLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -I. -Iffi
 PYTEST := $(PY) -m pytest
 
-.PHONY: help setup build demo test test-all bench lint asan ubsan tsan sanitize clean
+.PHONY: help setup build demo test test-all vm sim fuzz soak suite bench lint asan ubsan tsan sanitize clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z -]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,14 +24,33 @@ build: .venv/bin/musidecar ## Compile the C code again, where it changed
 	@mkdir -p build
 	@flock build/.lock $(PY) setup.py -q build_ext --inplace
 
-demo: build ## See a node die and nothing get lost
+demo: build ## See a node die, come back, and nothing get lost
 	@.venv/bin/musidecar demo
 
-test: build ## Unit, simulator and fault tests (under 30 minutes on 2 cores)
+test: build ## Unit, simulator, fault and virtual machine tests (under 30 minutes on 2 cores)
 	$(PYTEST) -m "not slow"
+
+vm: build ## The tests that need RDMA, on soft-RoCE in a small virtual machine
+	@tools/setup --vm
+	MUSIDECAR_VM=required $(PYTEST) tests/vm -m "not slow"
 
 test-all: build ## And the slow ones
 	$(PYTEST) tests
+
+SEEDS ?= 2000
+sim: ## The simulator, SEEDS=n seeds on all processors; stops at the first violation
+	$(PY) -m musidecar.sim --seeds $(SEEDS)
+
+fuzz: build ## Every parser with libFuzzer: MINUTES=5 for all together, or EXECUTIONS= of each; PARSER=
+	@tools/setup --fuzz
+	@$(PY) tests/fuzz/run.py run --minutes $(or $(MINUTES),5) $(if $(EXECUTIONS),--executions $(EXECUTIONS)) $(if $(PARSER),--parser $(PARSER))
+
+SOAK := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FAILOVERS),--failovers $(FAILOVERS))
+soak: build ## Real clusters killed, stopped, cut, started again under load: MINUTES=, ROUNDS= or FAILOVERS=; SEED=; CLUSTER=one
+	$(PY) -m tests.fault.soak $(or $(strip $(SOAK)),--minutes 5) $(if $(SEED),--seed $(SEED)) $(if $(CLUSTER),--one-cluster)
+
+suite: build ## Redis's own test suite through a leader and a follower: UNIT=unit/multi for one of it
+	$(PY) -m tests.suites.redis_suite $(if $(UNIT),--unit $(UNIT))
 
 bench: build ## Beside redis-server, HAProxy, twemproxy and WAIT, as ratios
 	@tools/setup --bench
@@ -43,25 +62,31 @@ lint: build ## ruff, mypy, and the compiler with every warning an error
 	@printf '%s\n' $(C_FILES) | xargs -P 2 -I{} $(CC) $(C_FLAGS) -O2 -c {} -o /dev/null
 	@echo "C: $(words $(C_FILES)) files without a warning"
 
-# The native drivers (tests/native: replicas as threads over one mapping; tests/sim: seeded schedules) and the parsers'
-# fuzz mains (tests/fuzz), built with a sanitizer and run. TSan sees nothing across processes, so threads it is.
-NATIVE := $(wildcard tests/native/*.c tests/sim/*.c tests/fuzz/*.c)
+# The native drivers (tests/native: replicas as threads over one mapping; tests/sim: the simulator), built with a
+# sanitizer and run, and the parsers' harnesses (tests/fuzz) over their corpus. TSan sees nothing across processes, so
+# threads it is; the harnesses have one only, and the simulator, which switches stacks.
+NATIVE := $(wildcard tests/native/*.c)
+NATIVE_asan := tests/sim/simulate.c
+NATIVE_ubsan := tests/sim/simulate.c
+PARTS_simulate := $(filter-out tests/sim/simulate.c,$(wildcard tests/sim/*.c))
 SANITIZE_asan := -fsanitize=address
 SANITIZE_ubsan := -fsanitize=undefined
 SANITIZE_tsan := -fsanitize=thread -Wno-tsan
-# What a driver is run with: nodes, first seed, seeds, steps, planted bugs.
-ARGUMENTS_schedule := 3 1 100 2000 0
+# What a driver is run with.
+ARGUMENTS_simulate := --seeds 100
+DEFINES_simulate := -DMUSIDECAR_SIMULATED
 
 asan ubsan tsan: ## Run the native test drivers under this sanitizer
-	@[ -n "$(NATIVE)" ] || { echo "$@: nothing in tests/native, tests/sim and tests/fuzz"; exit 1; }
+	@[ -n "$(NATIVE)" ] || { echo "$@: nothing in tests/native"; exit 1; }
 	@mkdir -p build/$@
-	@$(foreach file,$(NATIVE),$(MAKE) --no-print-directory sanitized KIND=$@ FILE=$(file) &&) true
+	@$(foreach file,$(NATIVE) $(NATIVE_$@),$(MAKE) --no-print-directory sanitized KIND=$@ FILE=$(file) &&) true
+	@$(if $(filter-out tsan,$@),$(PY) tests/fuzz/run.py replay --sanitize $(patsubst -fsanitize=%,%,$(SANITIZE_$@)))
 
 .PHONY: sanitized
 sanitized:
 	@echo "$(KIND): $(FILE) $(ARGUMENTS_$(basename $(notdir $(FILE))))"
 	@$(CC) $(C_FLAGS) -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(SANITIZE_$(KIND)) \
-	    -o build/$(KIND)/$(basename $(notdir $(FILE))) $(FILE) $(CORE_FILES) -lpthread -lm
+	    $(DEFINES_$(basename $(notdir $(FILE)))) -o build/$(KIND)/$(basename $(notdir $(FILE))) $(FILE) $(PARTS_$(basename $(notdir $(FILE)))) $(CORE_FILES) -lpthread -lm
 	@build/$(KIND)/$(basename $(notdir $(FILE))) $(ARGUMENTS_$(basename $(notdir $(FILE))))
 
 sanitize: asan ubsan tsan ## All three

@@ -19,13 +19,13 @@ struct buffer {
 };
 
 static inline size_t buffer_length(const struct buffer *b) { return b->end - b->start; }
-static inline uint8_t *buffer_bytes(const struct buffer *b) { return b->data + b->start; }
+static inline uint8_t *buffer_bytes(const struct buffer *b) { return b->data == NULL ? NULL : b->data + b->start; }
 
 #define BUFFER_MOVE_MAX (1u << 20) /* more than this is moved only when as much has left: else it would hold up the loop */
 
 /* Room for `bytes` more behind the end. */
 static inline uint8_t *buffer_room(struct buffer *b, size_t bytes) {
-    if (b->capacity - b->end >= bytes) return b->data + b->end;
+    if (b->data != NULL && b->capacity - b->end >= bytes) return b->data + b->end;
     size_t held = buffer_length(b);
     if (b->start > 0 && (held <= BUFFER_MOVE_MAX || held <= b->start)) {
         memmove(b->data, b->data + b->start, held);

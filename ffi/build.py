@@ -30,6 +30,6 @@ ffibuilder.set_source(
     sources=SOURCES,
     depends=[*HEADERS, CDEF],
     include_dirs=[".", "ffi"],
-    libraries=["pthread"],
+    libraries=["pthread", "dl"],
     extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O2", "-fvisibility=hidden", "-g", "-Wall", "-Wextra"],
 )

@@ -79,6 +79,7 @@ Address = Annotated[str, BeforeValidator(_address)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1)]
 Us = Annotated[int, Field(strict=True, ge=1, le=600_000_000)]
+UsOrNone = Annotated[int, Field(strict=True, ge=0, le=600_000_000)]
 Ms = Annotated[int, Field(strict=True, ge=1, le=600_000)]
 NodeId = Annotated[int, Field(strict=True, ge=1, le=max(NODE_COUNTS))]
 
@@ -143,13 +144,31 @@ class Backend(_Section):
         return text
 
 
+class Verbs(_Section):
+    """RDMA: which device, and how long its links wait. configs/cluster.toml says what each does."""
+
+    device: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,63}$")] | None = None
+    port: Annotated[int, Field(strict=True, ge=1, le=255)] | None = None
+    gid_index: Annotated[int, Field(strict=True, ge=0, le=255)] | None = None
+    mtu: Literal[256, 512, 1024, 2048, 4096] | None = None
+    timeout: Annotated[int, Field(strict=True, ge=1, le=31)] = 14
+    retry_count: Annotated[int, Field(strict=True, ge=0, le=7)] = 7
+    huge_pages: Annotated[bool, Field(strict=True)] = False
+    always_cycle: Annotated[bool, Field(strict=True)] = False
+
+
 class Node(_Section):
-    """One node: a sidecar and its backend. `log`: where its lines go too, besides standard error."""
+    """One node: a sidecar and its backend. `log`: where its lines go too, besides standard error. `mesh`: where it
+    listens for the other nodes, when they are on other hosts. `joins`: it takes no part in forming a cluster, but joins
+    one that runs."""
 
     id: NodeId
     client: Address
     backend: Backend
     log: FilePath | None = None
+    mesh: Address | None = None
+    joins: Annotated[bool, Field(strict=True)] = False
+    verbs: Verbs | None = None
 
     @property
     def index(self) -> int:
@@ -170,6 +189,7 @@ class Timing(_Section):
 
     tick_busy_us: Us = 1_000
     tick_idle_us: Us = 5_000
+    spin_us: UsOrNone = 100
     suspect_us: Us = 3_000
     fail_us: Us = 150_000
     late_us: Us = 2_000
@@ -187,6 +207,7 @@ class Timing(_Section):
         backend_us = self.backend_timeout_ms * 1_000
         for key, holds, reason in (
             ("tick_idle_us", self.tick_idle_us >= self.tick_busy_us, "must be at least tick_busy_us"),
+            ("spin_us", self.spin_us < self.tick_busy_us, "must be less than tick_busy_us"),
             ("suspect_us", self.suspect_us >= 2 * self.tick_busy_us, "must be at least twice tick_busy_us"),
             ("late_us", self.late_us <= self.suspect_us, "must be at most suspect_us"),
             ("fail_us", self.fail_us > self.suspect_us, "must be more than suspect_us"),
@@ -213,6 +234,9 @@ class Limits(_Section):
     clients_max: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 10_000
     client_input_bytes_max: Bytes = 1 << 30
     client_output_bytes_max: Bytes = 64 << 20
+    transfer_bytes_per_s: Bytes = 64 << 20
+    pin_bytes_max: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=0)] = 0
+    feed_bytes_max: Bytes = 1 << 30
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """(key, reason) for each limit that is impossible beside another one."""
@@ -220,6 +244,12 @@ class Limits(_Section):
             yield "limits.ring_bytes", f"{self.ring_bytes} is not a power of two from 64 KiB to 1 GiB"
         if not 1024 <= self.piece_bytes_max <= self.ring_bytes // 8:
             yield "limits.piece_bytes_max", f"{self.piece_bytes_max} is not in 1024..ring_bytes/8"
+        if self.pin_bytes_max > self.ring_bytes * 11 // 16:
+            yield "limits.pin_bytes_max", f"{self.pin_bytes_max} is more than ring_bytes * 11/16: writes would wait"
+        if self.feed_bytes_max < 1 << 20:
+            yield "limits.feed_bytes_max", f"{self.feed_bytes_max} is less than 1 MiB"
+        if self.transfer_bytes_per_s < 1 << 16:
+            yield "limits.transfer_bytes_per_s", f"{self.transfer_bytes_per_s} is less than 64 KiB"
         if self.client_input_bytes_max < 1 << 16:
             yield "limits.client_input_bytes_max", f"{self.client_input_bytes_max} is less than 64 KiB"
         if self.client_output_bytes_max < 1 << 16:
@@ -232,7 +262,7 @@ class Whole(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
     secret_file: FilePath
     directory: FilePath
-    fabric: Literal["shm"] = "shm"
+    fabric: Literal["shm", "verbs"] = "shm"
     seed: NodeId | None = None
 
     @field_validator("directory", mode="after")
@@ -249,6 +279,7 @@ class Cluster(_Section):
     nodes: list[Node]
     timing: Timing = Timing()
     limits: Limits = Limits()
+    verbs: Verbs = Verbs()
     _path: Path | None = PrivateAttr(default=None)
 
     @property
@@ -271,7 +302,12 @@ class Cluster(_Section):
     @property
     def seed(self) -> int:
         """Id of the node whose data the cluster starts with."""
-        return self.cluster.seed if self.cluster.seed is not None else self.nodes[0].id
+        return self.cluster.seed if self.cluster.seed is not None else (*self.founders, self.nodes[0].id)[0]
+
+    @property
+    def founders(self) -> tuple[int, ...]:
+        """Ids of the nodes that form the cluster; the others join it."""
+        return tuple(node.id for node in self.nodes if not node.joins)
 
     @property
     def path(self) -> Path | None:
@@ -286,19 +322,28 @@ class Cluster(_Section):
         known = ", ".join(str(node.id) for node in self.nodes)
         raise ConfigError([f"{self._path or 'configuration'}: no node {node_id}: it has {known}"])
 
+    def node_verbs(self, node_id: int) -> Verbs:
+        """The RDMA settings of a node: its own, and the cluster's where it has none."""
+        own = self.node(node_id).verbs
+        return self.verbs.model_copy(update=own.model_dump(exclude_unset=True)) if own is not None else self.verbs
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """(key, reason) for everything that is right alone and wrong together."""
-        count = len(self.nodes)
-        if count not in NODE_COUNTS:
-            yield "nodes", f"{count} nodes: a cluster has {' or '.join(map(str, NODE_COUNTS))}"
+        count, founders = len(self.nodes), len(self.founders)
+        if founders not in NODE_COUNTS or count > max(NODE_COUNTS):
+            apart = f" that do not join later ({count} in all)" if count > founders else ""
+            yield "nodes", f"{founders} nodes{apart}: a cluster has {' or '.join(map(str, NODE_COUNTS))}"
         elif [node.id for node in self.nodes] != list(range(1, count + 1)):
             yield "nodes", f"ids must be 1 to {count} in this order"
         if self.cluster.seed is not None and self.cluster.seed > count:
             yield "cluster.seed", f"no node {self.cluster.seed}"
+        elif founders and self.seed not in self.founders:
+            yield "cluster.seed", f"node {self.seed} joins, and brings no data"
         places: list[tuple[str, Callable[[Node], object]]] = [
             ("client", lambda node: node.client),
             ("backend", lambda node: node.backend.place),
             ("log", lambda node: node.log),
+            ("mesh", lambda node: node.mesh),
         ]
         for key, place in places:
             seen: dict[object, int] = {}
@@ -306,6 +351,12 @@ class Cluster(_Section):
                 first = self.nodes[seen.setdefault(place(node), i)]
                 if place(node) is not None and first is not node:
                     yield f"nodes[{i}].{key}", f"{place(node)} is node {first.id}'s already"
+        with_mesh = [node.id for node in self.nodes if node.mesh is not None]
+        if with_mesh and self.fabric == "shm":
+            yield f"nodes[{with_mesh[0] - 1}].mesh", 'is for nodes on several hosts: fabric = "verbs"'
+        for i, node in enumerate(self.nodes):
+            if with_mesh and node.mesh is None:
+                yield f"nodes[{i}].mesh", f"is missing: node {with_mesh[0]} has one"
         # A client logs in at the server of the node it is connected to, and then sees everybody's data.
         guarded = next((node for node in self.nodes if node.backend.password_file is not None), None)
         for i, node in enumerate(self.nodes):

@@ -17,6 +17,7 @@ from musidecar.config import ConfigError
 
 # What a cluster leaves in its folder: all that reclaiming one removes.
 _LEFT = ("*.log", "*.sock", "*.rdb", "*.lock", "redis-*", "mesh", "cluster.toml", "secret")
+_KEPT = "redis-*/kept.rdb"  # what the servers of a cluster that was stopped in order held: never removed
 _DYING_S = 5.0  # the nodes of a killed cluster are gone by then
 
 
@@ -110,7 +111,7 @@ def holder(path: Path) -> str:
 
 
 def claim(path: Path) -> Lock:
-    """Take a folder for a new cluster: made if missing, emptied if a dead cluster left it.
+    """Take a folder for a cluster: made if missing, emptied if a dead cluster left it that kept no data.
 
     ConfigError when a live cluster has it, when it is not ours, or when it holds anything no cluster has put there.
     """
@@ -150,8 +151,13 @@ def _wait_for_nodes(path: Path) -> None:
                 raise ConfigError([f"{path}: {name} of an earlier cluster is still running ({holder(file)}): stop it"])
 
 
+def keeps_data(path: Path) -> bool:
+    """Has a cluster in this folder kept data for its next start?"""
+    return any(path.glob(_KEPT))
+
+
 def _remove_leftovers(path: Path, lock_file: Path) -> None:
-    for pattern in _LEFT:
+    for pattern in _LEFT if not keeps_data(path) else ("*.sock", "mesh"):
         for file in path.glob(pattern):
             if file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)

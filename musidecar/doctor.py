@@ -18,6 +18,7 @@ from musidecar.config import Backend, Cluster, ConfigError, Limits, Node, split_
 from musidecar.directory import ensure_private, is_held, node_lock
 
 if TYPE_CHECKING:
+    from musidecar import rdma
     from musidecar.protocols.redis.admin import Address, Connection
 
 REDIS_TESTED = (7, 0)  # older ones are refused by the driver too
@@ -38,6 +39,7 @@ class Check:
 def check_host(port: int, nodes: int) -> list[Check]:
     """What `musidecar local --port PORT --nodes N` needs."""
     checks = [*_system(Limits(), nodes), _redis_server("redis-server")]
+    checks += _rdma(None)
     checks += [_port_free(f"127.0.0.1:{port + i}", "choose other ports with --port") for i in range(nodes)]
     return checks
 
@@ -46,6 +48,7 @@ def check_cluster(config: Cluster) -> list[Check]:
     """What the nodes of a configuration need, and what will be changed on the servers they attach to."""
     checks = [Check("configuration", "ok", str(config.path)), _secret(config), _directory(config)]
     checks += _system(config.limits, len(config.nodes))
+    checks += _rdma(config)
     for node in config.nodes:
         checks.append(_node_port(config, node))
         checks += _backend(config, node)
@@ -141,6 +144,32 @@ def _kernel_settings() -> Iterator[Check]:
     overcommit = Path("/proc/sys/vm/overcommit_memory")
     if overcommit.exists() and overcommit.read_text().strip() == "2":
         yield Check("overcommit", "note", "strict: Redis may fail to fork", "sysctl vm.overcommit_memory=1")
+
+
+def _rdma(config: Cluster | None) -> Iterator[Check]:
+    """What the verbs fabric finds here. A cluster on shared memory does without."""
+    from musidecar import rdma
+
+    if config is None or config.fabric != "verbs":
+        yield from rdma.survey([rdma.Wanted()], is_needed=False)
+    else:
+        yield from rdma.survey(list(dict.fromkeys(_wanted(config, node) for node in config.nodes)), is_needed=True)
+
+
+def _wanted(config: Cluster, node: Node) -> rdma.Wanted:
+    from musidecar import rdma
+    from musidecar.fabrics import staging_bytes
+
+    own = config.node_verbs(node.id)
+    staging = 2 * (len(config.nodes) - 1) * staging_bytes(config)
+    return rdma.Wanted(
+        device=own.device or "",
+        port=own.port or 0,
+        gid_index=-1 if own.gid_index is None else own.gid_index,
+        mtu=own.mtu or 0,
+        nodes=len(config.nodes),
+        locked_bytes=config.limits.ring_bytes + staging,
+    )
 
 
 def _redis_server(binary: str) -> Check:

@@ -1,4 +1,4 @@
-"""The engine and the shm fabric of one node, as Python sees them: ffi/engine/engine.h and ffi/fabric/shm.h with types.
+"""The engine of one node, as Python sees it: ffi/engine/engine.h with types.
 
 Nodes are given by id (1..n) here; C counts them from 0.
 """
@@ -10,12 +10,14 @@ import hmac
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from musidecar._ffi import ffi, lib
 from musidecar.config import Cluster, ConfigError
+from musidecar.fabrics import EngineError, Fabric
+from musidecar.mesh import incarnation_number
 from musidecar.protocols.redis.admin import Address
 from musidecar.protocols.redis.driver import Prepared
 
@@ -28,12 +30,8 @@ STAGES = {"commit": lib.STAGE_COMMIT, "backend": lib.STAGE_BACKEND, "effect": li
 COUNTERS = (
     "clients", "requests", "reads", "writes", "records", "effects", "effect_bytes", "batches", "probes", "forwarded",
     "rerun", "takeovers", "stepdowns", "closed_unknown", "turn_us_max", "free_bytes", "uncovered_commands",
-    "uncovered_bytes",
+    "uncovered_bytes", "handovers", "handover_pause_us",
 )  # fmt: skip
-
-
-class EngineError(Exception):
-    """The data plane cannot be set up; the text says why."""
 
 
 def replica_salt(secret: bytes, cluster: str) -> int:
@@ -42,7 +40,7 @@ def replica_salt(secret: bytes, cluster: str) -> int:
 
 
 def replica_config(config: Cluster, node_id: int, secret: bytes) -> Any:
-    """A `struct replica_config *`."""
+    """A `struct replica_config *`. Without `set_members()` every node is a member, in its first life."""
     timing, limits = config.timing, config.limits
     return ffi.new(
         "struct replica_config *",
@@ -57,64 +55,17 @@ def replica_config(config: Cluster, node_id: int, secret: bytes) -> Any:
             "late_us": timing.late_us,
             "request_us": timing.request_us,
             "pin_us": timing.pin_us,
+            "pin_bytes": limits.pin_bytes_max,
             "seed": secrets.randbits(64),
         },
     )
 
 
-# ---- the fabric ------------------------------------------------------------------------------------------------------
-
-
-class ShmFabric:
-    """This node's regions, and those of its peers mapped (musidecar.formation.Fabric)."""
-
-    def __init__(self, config: Cluster, node_id: int, replica: Any) -> None:
-        settings = {
-            "self": node_id - 1,
-            "nodes": len(config.nodes),
-            "log_bytes": lib.replica_log_bytes(replica),
-            "background_bytes": lib.replica_background_bytes(),
-            "hazard_us": config.timing.hazard_us,
-            "force_fence": 0,
-        }
-        self.shm = lib.shm_new(ffi.new("struct shm_config *", settings))
-        if self.shm == ffi.NULL:
-            raise EngineError(f"cannot make the log's memory ({settings['log_bytes']} bytes): {_errno_text()}")
-
-    def descriptors(self) -> Sequence[int]:
-        fds = lib.shm_fds(self.shm)
-        return fds.log, fds.background, fds.doorbell
-
-    def attach(self, node: int, fds: Sequence[int], pid: int) -> None:
-        if lib.shm_attach(self.shm, node - 1, tuple(fds), pid) != 0:
-            raise OSError(ffi.errno, f"node {node}'s log does not fit this node's: {_errno_text()}")
-
-    def fence(self, node: int) -> tuple[int | None, int]:
-        mapping = ffi.new("uint64_t *")
-        fd = lib.shm_fence_fd(self.shm, node - 1, mapping)
-        return (None if fd < 0 else fd), mapping[0]
-
-    def set_fence(self, node: int, fd: int | None, mapping: int) -> None:
-        if lib.shm_set_fence(self.shm, node - 1, -1 if fd is None else fd, mapping) != 0:
-            raise OSError(ffi.errno, f"no fence against node {node}: {_errno_text()}")
-
-    def open_link(self, node: int) -> None:
-        if lib.shm_open_link(self.shm, node - 1) != 0:
-            raise OSError(ffi.errno, f"no link to node {node}: {_errno_text()}")
-
-    @property
-    def fence_kind(self) -> str:
-        """How a writer stopped in mid-write is barred: `userfaultfd` or `kill`."""
-        return "userfaultfd" if lib.shm_fence_kind(self.shm) == lib.SHM_FENCE_USERFAULTFD else "kill"
-
-    def close(self) -> None:
-        if self.shm != ffi.NULL:
-            lib.shm_free(self.shm)
-            self.shm = ffi.NULL
-
-
-def _errno_text() -> str:
-    return os.strerror(ffi.errno)
+def set_members(replica: Any, incarnation: str, members: Mapping[int, str]) -> None:
+    """Names the own life, and those that were members when the cluster formed, by node."""
+    replica.incarnation = incarnation_number(incarnation)
+    for node, each in members.items():
+        replica.members[node - 1] = incarnation_number(each)
 
 
 # ---- the engine ------------------------------------------------------------------------------------------------------
@@ -134,11 +85,11 @@ class Event:
 class Engine:
     """One node's data plane. `run()` in a thread of its own; everything else from any other, until `free()`."""
 
-    def __init__(self, settings: Mapping[str, Any], fabric: ShmFabric, commands: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], fabric: Fabric, commands: Any) -> None:
         why = ffi.new("char[]", WHY_BYTES)
         self._config = ffi.new("struct engine_config *", settings)
         self._keep = (fabric, commands)  # they outlive the engine
-        self._e = lib.engine_new(self._config, fabric.shm, commands, why, WHY_BYTES)
+        self._e = lib.engine_new(self._config, fabric.fabric, commands, why, WHY_BYTES)
         if self._e == ffi.NULL:
             raise EngineError(f"the engine cannot be set up: {ffi.string(why).decode(errors='replace')}")
         self._event = ffi.new("struct engine_event *")
@@ -155,6 +106,10 @@ class Engine:
         """Takes an authenticated stream to a peer's engine over."""
         os.set_blocking(fd, False)
         self._check(lib.engine_add_link(self._e, node - 1, fd), f"link to node {node}")
+
+    def peer(self, node: int, pid: int, region: int) -> None:
+        """Another life of a node has come, with these regions (`Fabric.region()`): the engine opens the link."""
+        self._check(lib.engine_peer(self._e, node - 1, pid, region), f"link to the memory of node {node}")
 
     def _check(self, outcome: int, what: str) -> None:
         if outcome != 0:
@@ -195,6 +150,24 @@ class Engine:
     def rdb_failed(self, number: int) -> None:
         lib.engine_rdb_failed(self._e, number)
 
+    def hand_over(self, node: int | None, prepare_ms: int, hold_ms: int, number: int) -> None:
+        """Hand leadership over to `node` (None: to whom the engine chooses). An event ENGINE_HANDOVER with this number
+        tells what came of it: after prepare_ms + hold_ms + takeover_timeout_ms at the latest."""
+        peer = NOBODY if node is None else node - 1
+        self._check(lib.engine_hand_over(self._e, peer, prepare_ms * 1000, hold_ms * 1000, number), "hand-over")
+
+    def backend_ready(self) -> None:
+        """The backend that was lost answers, and is prepared: the engine takes it up again."""
+        self._check(lib.engine_backend_ready(self._e), "backend")
+
+    def pause(self, paused: bool) -> None:
+        """Automatic fail-over is to be paused, or resumed. `status()["paused"]` tells when that stands in the log."""
+        self._check(lib.engine_pause(self._e, paused), "pause")
+
+    def remove_member(self, node: int) -> None:
+        """At the leader: `node` is to be a member no more. `status()["members"]` tells when that is so."""
+        self._check(lib.engine_remove_member(self._e, node - 1), "removal")
+
     def backend_objection(self, term: int) -> str | None:
         """Why the own backend's data must not be given to a node in that term; None when it may.
 
@@ -208,6 +181,18 @@ class Engine:
             return None
         return f"its backend is {BACKEND_STATES[status.backend_state]}"
 
+    def members(self) -> dict[int, int]:
+        """Node -> the number of the incarnation of it that is a member."""
+        status = ffi.new("struct engine_status *")
+        lib.engine_status(self._e, status)
+        return {i + 1: each for i, each in enumerate(status.members) if each}
+
+    def latest(self) -> dict[int, int]:
+        """Node -> the largest number of an incarnation of it that is or was a member."""
+        status = ffi.new("struct engine_status *")
+        lib.engine_status(self._e, status)
+        return {i + 1: max(pair) for i, pair in enumerate(zip(status.members, status.former, strict=True)) if any(pair)}
+
     def leader_and_term(self) -> tuple[int | None, int]:
         """Id of the leader as far as known, and the term."""
         status = ffi.new("struct engine_status *")
@@ -219,7 +204,8 @@ class Engine:
         status = ffi.new("struct engine_status *")
         lib.engine_status(self._e, status)
         role = ROLES[status.role]
-        if role != "leader" and (status.damage or status.backend_state in (lib.BACKEND_DIRTY, lib.BACKEND_SYNCING)):
+        filled = not status.damage and status.backend_state not in (lib.BACKEND_DIRTY, lib.BACKEND_SYNCING)
+        if role != "leader" and not (filled and status.is_member):
             role = "joining"
         times = {f"{name}_us": getattr(status, f"takeover_{name}_us") for name in _BACKEND_TIMES}
         times |= {name: getattr(status.takeover, name) for name in _CORE_TIMES}
@@ -231,14 +217,24 @@ class Engine:
             "commit": status.commit,
             "applied": status.applied,
             "last": status.last,
+            "log_position": status.log_position,
             "log_hash": f"{status.log_hash:016x}",
             "hash_index": status.hash_index,
             "eligible": bool(status.eligible),
             "damage": status.damage,
+            "member": bool(status.is_member),
+            "evicted": _ids(status.evicted),
+            "members": {i + 1: f"{each:016x}" for i, each in enumerate(status.members) if each},
             "alive": _ids(status.alive),
             "confirmed": _ids(status.confirmed),
             "backend_state": BACKEND_STATES[status.backend_state],
             "backend_offset": status.backend_offset,
+            "paused": bool(status.paused),
+            "epoch": status.epoch,
+            "effect_offset": status.effect_offset,
+            "replid": ffi.string(status.replid).decode(),
+            "told_replid": ffi.string(status.told_replid).decode(),
+            "heir": None if status.heir == NOBODY else status.heir + 1,
             **{name: getattr(status, name) for name in COUNTERS},
             "takeover": times,
             "stages": {name: self._stage(number) for name, number in STAGES.items()},
@@ -266,7 +262,6 @@ def _hand_over(listener: socket.socket) -> int:
 
 def engine_settings(
     config: Cluster,
-    node_id: int,
     replica: Any,
     backend: Address,
     prepared: Prepared,
@@ -274,16 +269,19 @@ def engine_settings(
     token: str,
     feed_port: int,
     pids: Mapping[int, int],
+    seed: bool,
 ) -> dict[str, Any]:
     """The fields of `struct engine_config`. ConfigError when the backend's host has no IPv4 address."""
     timing, limits = config.timing, config.limits
     return {
         "replica": replica[0],
         "tick_busy_us": timing.tick_busy_us,
+        "spin_us": timing.spin_us,
         "tick_idle_us": timing.tick_idle_us,
         "backend_timeout_us": timing.backend_timeout_ms * 1000,
         "takeover_timeout_us": timing.takeover_timeout_ms * 1000,
         "feed_delay_us": timing.feed_delay_us,
+        "feed_bytes_max": limits.feed_bytes_max,
         "wait_timeout_us": timing.wait_timeout_ms * 1000,
         "databases": prepared.databases,
         "backend_version": prepared.version.encode(),
@@ -299,7 +297,7 @@ def engine_settings(
         "feed_token": token.encode(),
         "feed_port": feed_port,
         "password_needed": prepared.password_needed,
-        "seed": node_id == config.seed,
+        "seed": seed,
         "pids": [pids.get(i + 1, 0) for i in range(lib.FABRIC_NODES_MAX)],
     }
 

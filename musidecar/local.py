@@ -25,7 +25,7 @@ from musidecar import directory, secret
 from musidecar.config import BACKENDS_PLANNED, NODE_COUNTS, Cluster, ConfigError, Node, load
 from musidecar.process import how_it_ended, spawn_node
 
-STOP_S = 5.0  # a node asked to end that still runs after this is killed
+STOP_S = 60.0  # a node asked to end that still runs after this is killed; its server may have much to save
 READY_S = 60.0
 POLL_S = 0.02
 RESTART_S_MIN, RESTART_S_MAX = 0.2, 10.0
@@ -40,7 +40,8 @@ class NotReady(Exception):
 class Local:
     """A cluster of processes on this host. Not started until `start()`; a context manager that stops it.
 
-    folder: new, empty, or left by a dead cluster. port: node i listens on 127.0.0.1, port + i - 1.
+    folder: new, empty, or left by a dead cluster; if that was stopped in order, it goes on with its data.
+    port: node i listens on 127.0.0.1, port + i - 1.
     settings: more of the configuration, by table: `{"timing": {"fail_us": 50_000}}`.
     ConfigError when something is in the way: the folder, a port, no redis-server.
     """
@@ -64,8 +65,10 @@ class Local:
         self._lock = directory.claim(self.folder)
         try:
             path = self.folder / "cluster.toml"
-            path.write_text(_toml(nodes, port, backend, fabric, binary, settings or {}))
-            secret.create(self.folder / "secret")
+            name = _name_of(path, nodes) if directory.keeps_data(self.folder) else ""
+            path.write_text(_toml(name or _new_name(), nodes, port, backend, fabric, binary, settings or {}))
+            if not name:
+                secret.create(self.folder / "secret")
             self.config: Cluster = load(path)
             _check_ports(self.config)
         except BaseException:
@@ -157,9 +160,8 @@ def check_backend(backend: str) -> None:
 
 def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str) -> None:
     check_backend(backend)
-    if fabric != "shm":
-        known = "not there yet" if fabric == "verbs" else "unknown"
-        raise ConfigError([f"--fabric {fabric}: {known}: this version works with shm"])
+    if fabric not in ("shm", "verbs"):
+        raise ConfigError([f"--fabric {fabric}: unknown: there are shm and verbs"])
     if nodes not in NODE_COUNTS:
         raise ConfigError([f"--nodes {nodes}: a cluster has {' or '.join(map(str, NODE_COUNTS))} nodes"])
     if not 1 <= port <= 65536 - nodes:
@@ -181,13 +183,26 @@ def _check_ports(config: Cluster) -> None:
         raise ConfigError(busy)
 
 
-def _toml(nodes: int, port: int, backend: str, fabric: str, binary: str, settings: Settings) -> str:
+def _new_name() -> str:
+    return f"local-{secrets.token_hex(4)}"
+
+
+def _name_of(path: Path, nodes: int) -> str:
+    """The name of the cluster whose data is kept here. ConfigError when it had another number of nodes."""
+    config = load(path)
+    if len(config.nodes) != nodes:
+        reason = f"keeps the data of a cluster of {len(config.nodes)} nodes: give --nodes {len(config.nodes)}"
+        raise ConfigError([f"{path.parent}: {reason}, or another folder with --dir"])
+    return config.name
+
+
+def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: str, settings: Settings) -> str:
     """The text of a configuration file (a JSON string is a TOML string too)."""
     chosen = f"binary = {json.dumps(binary)}"
     lines = [
         "# Written by `musidecar local`; configs/cluster.toml in the source explains every key.",
         "[cluster]",
-        f'name = "local-{secrets.token_hex(4)}"',
+        f'name = "{name}"',
         'secret_file = "secret"',
         'directory = "."',
         f'fabric = "{fabric}"',
@@ -214,6 +229,15 @@ def _serves(config: Cluster, node: Node) -> bool:
         return bool(mesh.ask(config, node.id, "status", 1.0).get("serving"))
     except mesh.Unreachable:
         return False
+
+
+def _undecided(config: Cluster, node_id: int) -> str:
+    from musidecar import mesh
+
+    try:
+        return str(mesh.ask(config, node_id, "status", 1.0).get("undecided", ""))
+    except mesh.Unreachable:
+        return ""
 
 
 # ---- the verb ----------------------------------------------------------------------------------------------------
@@ -254,6 +278,7 @@ class _Foreground:
         self.delay: dict[int, float] = {}
         self.waiting = {node.id for node in cluster.config.nodes}
         self.was_ready = False
+        self.undecided = ""  # why the cluster does not begin: the operator may take as long as it takes
 
     def watch(self, node_id: int) -> None:
         fd = os.pidfd_open(self.cluster.processes[node_id].pid)
@@ -293,10 +318,17 @@ class _Foreground:
         """Prints the line that starts with `ready` once every node has served."""
         self.waiting = {i for i in self.waiting if not _serves(self.cluster.config, self.cluster.config.node(i))}
         if self.waiting:
+            self._look_why()
             return
         self.was_ready = True
         clients = " ".join(node.client for node in self.cluster.config.nodes)
         _say(f"ready: clients {clients}; config {self.cluster.config_file}; Ctrl-C ends it")
+
+    def _look_why(self) -> None:
+        why = next(filter(None, (_undecided(self.cluster.config, node_id) for node_id in self.waiting)), "")
+        if why and why != self.undecided:
+            _say(f"waiting: {why}: see `musidecar recover --dir {self.cluster.folder}`")
+        self.undecided = why
 
     def run(self, ready_s: float) -> None:
         deadline = time.monotonic() + ready_s
@@ -315,6 +347,8 @@ class _Foreground:
             self.start_due()
             if not self.was_ready:
                 self.look()
+                if self.undecided:
+                    deadline = time.monotonic() + ready_s
                 if not self.was_ready and time.monotonic() > deadline:
                     self.cluster.wait_ready(0.0)
 

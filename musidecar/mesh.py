@@ -1,9 +1,10 @@
 """Authenticated links between the nodes of a cluster, and from the command line to a node.
 
-Unix sockets in the cluster's private directory: `<directory>/mesh/<id>.sock`. Who connects and who listens prove to
-each other that they hold the cluster's secret, before anything else is said (HMAC-SHA256 over both sides' hello:
-version, cluster, role, node ids, incarnations, nonces). The kernel carries the bytes, so nothing on the way can change
-them; a mesh over a network would need more. Frames: kind (1 byte), length (4 bytes, big-endian), then JSON or raw
+Unix sockets in the cluster's private directory: `<directory>/mesh/<id>.sock`; where the configuration gives the nodes
+mesh addresses, TCP. Who connects and who listens prove to each other that they hold the cluster's secret, before
+anything else is said (HMAC-SHA256 over both sides' hello: version, cluster, role, node ids, incarnations, nonces).
+What follows is neither encrypted nor signed, like RDMA itself: within one host the kernel carries it, between hosts a
+network that must be trusted not to change it. Frames: kind (1 byte), length (4 bytes, big-endian), then JSON or raw
 bytes. Descriptors follow a frame that announces them, on a byte of their own, so that plain reads never swallow any.
 
 Roles of a connection: `peer` (control, kept), `link` (its socket goes to the engine), `ask` (one question, one answer),
@@ -14,6 +15,7 @@ itself.
 from __future__ import annotations
 
 import array
+import contextlib
 import hashlib
 import hmac
 import json
@@ -26,13 +28,13 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from musidecar.config import Cluster
+from musidecar.config import Cluster, split_address
 from musidecar.secret import load as load_secret
 
 VERSION = 1
@@ -45,6 +47,7 @@ HANDSHAKE_S = 5.0
 FRAME_S = 10.0  # for sending a frame, and for receiving one that has begun
 STRANGERS_MAX = 32  # connections in their handshake at a time
 FDS_MAX = 8
+TCP_ALIVE_S, TCP_ALIVE_COUNT = 2, 3  # a TCP connection silent for so long, so often, is lost
 REFUSAL_GAP_S = 0.2  # refusals are logged one line each, but no faster than this,
 REFUSAL_AGAIN_S = 30.0  # and the same one again only after this
 REFUSALS_KEPT = 100
@@ -70,9 +73,21 @@ class Refused(Unreachable):
 # ---- who speaks ------------------------------------------------------------------------------------------------------
 
 
-def new_incarnation() -> str:
-    """128 random bits in hexadecimal: names one life of one node's memory."""
-    return secrets.token_hex(INCARNATION_BYTES)
+def new_incarnation(above: int = 0) -> str:
+    """Names one life of one node's memory: a number that grows from life to life, then 64 random bits, in hexadecimal.
+
+    The number is the time in nanoseconds; if that is not beyond `above`, the clock was set back, and it is a random one
+    that is.
+    """
+    number = time.time_ns()
+    if number <= above:
+        number = above + 1 + secrets.randbits(32)
+    return f"{number:016x}" + secrets.token_hex(INCARNATION_BYTES - 8)
+
+
+def incarnation_number(incarnation: str) -> int:
+    """The part of an incarnation that grows: what the log's CONFIG records name a life by."""
+    return int(incarnation[:16], 16)
 
 
 @dataclass(frozen=True)
@@ -85,12 +100,17 @@ class Member:
     directory: Path
     secret: bytes = field(repr=False)
     incarnation: str = field(default_factory=new_incarnation)
+    addresses: Mapping[int, str] = field(default_factory=dict)  # host:port of the nodes that meet over TCP
+    joining: frozenset[int] = frozenset()  # those of `nodes` that take no part in forming a cluster
 
     @classmethod
     def of(cls, config: Cluster, node: int) -> Self:
         """From a configuration. ConfigError when its secret file cannot be used."""
         ids = tuple(each.id for each in config.nodes)
-        return cls(config.name, node, ids, config.directory, load_secret(config.secret_file))
+        addresses = {each.id: each.mesh for each in config.nodes if each.mesh is not None}
+        joining = frozenset(ids) - frozenset(config.founders)
+        secret = load_secret(config.secret_file)
+        return cls(config.name, node, ids, config.directory, secret, addresses=addresses, joining=joining)
 
     def socket_path(self, node: int) -> Path:
         return self.directory / "mesh" / f"{node}.sock"
@@ -98,7 +118,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is at the other end, proved; `pid` and `uid` as the kernel tells them."""
+    """Who is at the other end, proved; `pid` and `uid` as the kernel tells them: 0 and -1 over TCP."""
 
     node: int
     role: str
@@ -108,8 +128,38 @@ class Peer:
 
 
 def _credentials(sock: socket.socket) -> tuple[int, int]:
+    if sock.family != socket.AF_UNIX:
+        return 0, -1
     pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
+
+
+def _is_stranger(uid: int) -> bool:
+    return uid not in (-1, os.geteuid(), 0)
+
+
+def _who(sock: socket.socket) -> str:
+    """The other end, for people."""
+    if sock.family == socket.AF_UNIX:
+        return f"pid {_credentials(sock)[0]}"
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return "somebody who has gone"
+    return f"{host} port {port}"
+
+
+def _set_up_tcp(sock: socket.socket) -> None:
+    """No waiting for more bytes; a host that vanishes is noticed, whether something is to be sent or not."""
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, TCP_ALIVE_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, TCP_ALIVE_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, TCP_ALIVE_COUNT),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, (TCP_ALIVE_COUNT + 1) * TCP_ALIVE_S * 1000),
+    ):
+        sock.setsockopt(level, option, value)
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
@@ -166,7 +216,7 @@ class Connection:
             raise Unreachable(f"{self._name()} sent raw bytes where a message belongs")
         count = message.pop("fds", 0)
         if not isinstance(count, int) or not 0 <= count <= FDS_MAX:
-            raise Unreachable(f"{self._name()} announced {count!r} descriptors")
+            raise Unreachable(f"{self._name()} announced {_quoted(count, 20)} descriptors")
         return message, self._take_fds(count) if count else []
 
     def recv_any(self, timeout_s: float) -> dict[str, Any] | bytes:
@@ -261,7 +311,14 @@ def _proof(secret: bytes, side: str, hello: dict[str, Any], answer: dict[str, An
 
 
 def _same(proof: object, expected: str) -> bool:
-    return isinstance(proof, str) and hmac.compare_digest(proof.encode(), expected.encode())
+    return isinstance(proof, str) and proof.isascii() and hmac.compare_digest(proof, expected)
+
+
+def _quoted(value: object, length: int) -> str:
+    """What the other side said, for one line of a log or of a message: no more of it than `length` characters."""
+    text = value if isinstance(value, str) else repr(value) if isinstance(value, int | float | None) else "nonsense"
+    text = text[:length]
+    return text if text.isprintable() else ascii(text)
 
 
 def _hex(value: object, count: int) -> bool:
@@ -271,7 +328,7 @@ def _hex(value: object, count: int) -> bool:
 def _greet(member: Member, sock: socket.socket, to: int, role: str, deadline: float) -> Peer:
     """The dialling side. Refused when the other one is somebody else or does not want this one."""
     pid, uid = _credentials(sock)
-    if uid not in (os.geteuid(), 0):
+    if _is_stranger(uid):
         raise Refused(f"what listens for node {to} runs as another user")
     connection = Connection(sock, Peer(to, role, "", pid, uid), STRANGER_FRAME_BYTES_MAX)
     hello = {
@@ -286,33 +343,35 @@ def _greet(member: Member, sock: socket.socket, to: int, role: str, deadline: fl
     connection.send(hello)
     answer = connection.recv(deadline - time.monotonic())
     if "refused" in answer:
-        raise Refused(f"node {to} refuses: {str(answer['refused'])[:200]}")
+        raise Refused(f"node {to} refuses: {_quoted(answer['refused'], 200)}")
     proof = answer.pop("proof", None)
     if not _same(proof, _proof(member.secret, "listener", hello, answer)):
         connection.send({"refused": "secret"})
         raise Refused(f"what listens for node {to} does not hold this cluster's secret")
     if answer.get("node") != to or answer.get("musidecar") != VERSION:
-        raise Refused(f"what listens for node {to} is node {answer.get('node')!r}")
+        raise Refused(f"what listens for node {to} is node {_quoted(answer.get('node'), 20)}")
+    if not _hex(answer.get("incarnation"), INCARNATION_BYTES):
+        raise Refused(f"the answer of node {to} is malformed")
     connection.send({"proof": _proof(member.secret, "dialler", hello, answer)})
     verdict = connection.recv(deadline - time.monotonic())
     if not verdict.get("welcome"):
-        raise Refused(f"node {to} refuses: {str(verdict.get('refused'))[:200]}")
+        raise Refused(f"node {to} refuses: {_quoted(verdict.get('refused'), 200)}")
     return Peer(to, role, str(answer["incarnation"]), pid, uid)
 
 
 def _objection(member: Member, hello: dict[str, Any]) -> str | None:
     """Why a hello cannot be accepted, whoever sent it; None when it can."""
     if hello.get("musidecar") != VERSION:
-        return f"it speaks version {str(hello.get('musidecar'))[:20]} of the mesh, here is {VERSION}"
+        return f"it speaks version {_quoted(hello.get('musidecar'), 20)} of the mesh, here is {VERSION}"
     if hello.get("cluster") != member.cluster:
         return "it belongs to another cluster"
     if hello.get("to") != member.node:
-        return f"it looks for node {str(hello.get('to'))[:20]}, here is {member.node}"
+        return f"it looks for node {_quoted(hello.get('to'), 20)}, here is {member.node}"
     role, node = hello.get("role"), hello.get("node")
     if role not in ROLES or isinstance(node, bool) or not isinstance(node, int):
         return "its role or id is none"
     if not (role == "ask" and node == 0) and (node not in member.nodes or node == member.node):
-        return f"node {str(node)[:20]} is not another member of this cluster"
+        return f"node {_quoted(node, 20)} is not another member of this cluster"
     if not _hex(hello.get("incarnation"), INCARNATION_BYTES) or not _hex(hello.get("nonce"), NONCE_BYTES):
         return "its hello is malformed"
     return None
@@ -322,7 +381,7 @@ def _welcome(member: Member, sock: socket.socket, deadline: float) -> Peer:
     """The listening side. Refused, after telling the other side, when it is not acceptable."""
     pid, uid = _credentials(sock)
     connection = Connection(sock, Peer(-1, "", "", pid, uid), STRANGER_FRAME_BYTES_MAX)
-    if uid not in (os.geteuid(), 0):
+    if _is_stranger(uid):
         raise Refused("it runs as another user")
     hello = connection.recv(deadline - time.monotonic())
     objection = _objection(member, hello)
@@ -348,10 +407,11 @@ def _welcome(member: Member, sock: socket.socket, deadline: float) -> Peer:
 def dial(member: Member, to: int, role: str, timeout_s: float = HANDSHAKE_S) -> Connection:
     """Connect to a node as `member`, both proved. Unreachable (Refused) when that does not work within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout_s)
-        sock.connect(str(member.socket_path(to)))
+        sock = _connect(member, to, timeout_s)
+    except OSError as error:
+        raise Unreachable(f"node {to} is not there: {error.strerror or error}") from None
+    try:
         return Connection(sock, _greet(member, sock, to, role, deadline))
     except OSError as error:
         sock.close()
@@ -359,6 +419,21 @@ def dial(member: Member, to: int, role: str, timeout_s: float = HANDSHAKE_S) -> 
     except BaseException:
         sock.close()
         raise
+
+
+def _connect(member: Member, to: int, timeout_s: float) -> socket.socket:
+    if to in member.addresses:
+        sock = socket.create_connection(split_address(member.addresses[to]), timeout_s)
+        _set_up_tcp(sock)
+        return sock
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(str(member.socket_path(to)))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def ask(config: Cluster, node_id: int, question: str, timeout_s: float = 2.0, **details: Any) -> dict[str, Any]:
@@ -376,7 +451,7 @@ def ask_as(member: Member, node_id: int, question: str, timeout_s: float, **deta
         connection.send({**details, "question": question})
         reply = connection.recv(max(0.001, deadline - time.monotonic()))
     if not isinstance(reply.get("answer"), dict):
-        raise Refused(f"node {node_id} does not answer {question!r}: {str(reply.get('error'))[:200]}")
+        raise Refused(f"node {node_id} does not answer {question!r}: {_quoted(reply.get('error'), 200)}")
     answer: dict[str, Any] = reply["answer"]
     return answer
 
@@ -393,6 +468,16 @@ def private_directory(path: Path) -> None:
         raise MeshError(f"cannot make {path}: {error.strerror}") from None
     if found.st_uid not in (os.geteuid(), 0) or stat.S_IMODE(found.st_mode) & 0o077:
         raise MeshError(f"{path} must belong to this user and be closed to others: chmod 700 {path}")
+
+
+def _listen_tcp(address: str) -> socket.socket:
+    host, port = split_address(address)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=64)
+    except OSError as error:
+        text = f"cannot listen for the other nodes on {address}: {error.strerror or error}"
+        raise MeshError(f"{text}: nodes[].mesh must be an address of this host, and free") from None
 
 
 Handler = Callable[[Connection], None]
@@ -423,8 +508,14 @@ class Mesh:
 
         MeshError when the directory is not private or the socket cannot be bound.
         """
-        path = self.member.socket_path(self.member.node)
         private_directory(self.member.directory)
+        address = self.member.addresses.get(self.member.node)
+        self._listener = self._listen_unix() if address is None else _listen_tcp(address)
+        self._listener.setblocking(False)
+        self._thread.start()
+
+    def _listen_unix(self) -> socket.socket:
+        path = self.member.socket_path(self.member.node)
         private_directory(path.parent)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -435,9 +526,7 @@ class Mesh:
         except OSError as error:
             listener.close()
             raise MeshError(f"cannot listen on {path}: {error.strerror or error}") from None
-        listener.setblocking(False)
-        self._listener = listener
-        self._thread.start()
+        return listener
 
     def dial(self, to: int, role: str, timeout_s: float = HANDSHAKE_S) -> Connection:
         return dial(self.member, to, role, timeout_s)
@@ -468,6 +557,9 @@ class Mesh:
                     log.warning("mesh: cannot accept a connection: %s", error.strerror)
                     time.sleep(REFUSAL_GAP_S)  # out of descriptors: no event tells when there are some again
                 continue
+            if sock.family != socket.AF_UNIX:
+                with contextlib.suppress(OSError):  # it has gone already: the handshake will tell
+                    _set_up_tcp(sock)
             if not self._strangers.acquire(blocking=False):
                 sock.close()
                 self._log_refusal(f"more than {STRANGERS_MAX} at a time are in their handshake")
@@ -478,9 +570,9 @@ class Mesh:
         try:
             peer = _welcome(self.member, sock, time.monotonic() + HANDSHAKE_S)
         except (MeshError, OSError) as error:
-            pid = _credentials(sock)[0]
+            who = _who(sock)
             sock.close()
-            self._log_refusal(f"pid {pid}: {error}")
+            self._log_refusal(f"{who}: {error}")
             return
         finally:
             self._strangers.release()

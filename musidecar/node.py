@@ -9,25 +9,43 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import hashlib
+import hmac
 import logging
 import os
-import secrets
 import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from musidecar import formation, logs, mesh, transfer
+from musidecar import (
+    council,
+    fetching,
+    formation,
+    keeper,
+    kept,
+    links,
+    logs,
+    membership,
+    mesh,
+    recovery,
+    refusals,
+    reinit,
+    transfer,
+    wishes,
+)
 from musidecar._ffi import lib
 from musidecar.config import Cluster, ConfigError, Node, split_address
-from musidecar.engine import Engine, EngineError, Event, ShmFabric, engine_settings, replica_config
+from musidecar.engine import Engine, Event, engine_settings, replica_config, set_members
+from musidecar.fabrics import EngineError, Fabric, make_fabric
 from musidecar.protocols.redis import commands, driver
 from musidecar.protocols.redis.admin import Address, BackendError
 
+OPEN_S, OPEN_POLL_S = 5.0, 0.001  # for the engine to take a new life of another node up
 STOP_S = 3.0  # an engine that does not end by then is left behind
 CLIENTS_WAITING = 1024  # connections that the kernel holds until they are accepted
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -46,7 +64,15 @@ def run(config: Cluster, node_id: int, *, replace_data: bool = False, log_json: 
         logs.setup(f"node {node_id}", as_json=log_json, file=node.log)
     except OSError as error:
         raise ConfigError([f"{node.log}: cannot write the log: {error.strerror}"]) from None
-    sidecar = Sidecar(config, node, replace_data=replace_data)
+    while True:
+        sidecar = Sidecar(config, node, replace_data=replace_data)
+        outcome = _live(sidecar)
+        if not sidecar.again:
+            return outcome
+
+
+def _live(sidecar: Sidecar) -> int:
+    """One life, to its end."""
     with _Signals(sidecar.wake_up):
         try:
             sidecar.start()
@@ -84,6 +110,7 @@ class Sidecar:
         self.member = mesh.Member.of(config, node.id)
         self.home = config.directory / f"redis-{node.id}"  # the backend's working folder, and RDBs on their way
         self.stopping = False
+        self.again = False  # another life is to follow
         self.failed = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._todo: collections.deque[Callable[[], None]] = collections.deque()
@@ -94,18 +121,40 @@ class Sidecar:
         self._address = Address()
         self._clients: socket.socket | None = None
         self._formed: formation.Formed | None = None
-        self._watch: formation.Watch | None = None
+        self._members: dict[int, str] = {}  # of the formation: id -> incarnation
+        self._kept = kept.Kept(self.home, config.name, node.id)
+        self._council = council.Council(council.Report(), config.seed)
+        self._strange = False  # what the backend holds may be of no cluster
+        self._last: dict[str, Any] | None = None  # what the engine knew when it had ended
+        self._links: links.Links | None = None
         self._engine: Engine | None = None
         self._engine_lock = threading.Lock()  # held while anybody looks at the engine, so that it can be freed
         self._thread: threading.Thread | None = None
-        self._fetching: _Fetching | None = None
+        self._fetching: fetching.Fetching | None = None
+        self._keeper = keeper.Keeper(
+            self._prepare_again,
+            on_ready=lambda prepared: self._later(lambda: self._backend_answers(prepared)),
+            restart=lambda: self._later(self._restart_backend),
+        )
+        self._refusals = refusals.Refusals(self.member, lambda question: self._wishes.switchover(question))
+        self._reinit = reinit.Reinit(
+            lambda: self.member, self._engine_status, lambda: self._later(self._begin_anew)
+        )
+        self._membership = membership.Membership(node.id, self._engine_status, self._with_engine)
+        self._wishes = wishes.Wishes(self._with_engine, self.member.nodes, config.timing.takeover_timeout_ms)
 
     # ---- waking the main thread ----
 
     def wake_up(self, number: int = 0) -> None:
         """Signal handler: end in order."""
-        self.stopping = True
+        self.stopping, self.again = True, False
         os.eventfd_write(self._wake, 1)
+
+    def _begin_anew(self) -> None:
+        """In the main thread: forget everything, by the operator's wish."""
+        if not self.stopping:
+            log.warning("this node forgets its memory and its server's data, and begins anew")
+            self.stopping = self.again = True
 
     def _later(self, action: Callable[[], None]) -> None:
         """Any thread: do this in the main one."""
@@ -120,30 +169,88 @@ class Sidecar:
         mesh.private_directory(self.home)
         transfer.remove_leftovers(self.home)
         self._clients = _bind(self.node)
-        token = secrets.token_hex(32)
-        prepared = self._prepare_backend(token)
+        token = feed_token(self.member, self.node.id)
+        running = formation.running(self.member)
+        if running is None and not self.replace_data:
+            self._kept.bring_back()
+        self._start_backend()
+        if running is None:
+            self._council.report = council.look_back(self._kept.record, self._address, self.replace_data)
+            self._strange = bool(self._council.report.doubt) and not driver.knows(self._address, token)
+        prepared = self._prepare_backend(token, rejoins=running is not None)
         table = commands.command_table(commands.rows(prepared.commands))
         replica = replica_config(self.config, self.node.id, self.member.secret)
-        self._mesh.questions["status"] = lambda _: self.status()
+        self._mesh.questions |= {
+            "status": lambda _: self.status(), "switchover": self._wishes.switchover, "pause": self._wishes.pause,
+            "refusal": lambda _: {"why": refusals.would_refuse(self._address)},
+        } | recovery.questions(self._council, lambda: self._formed is not None)  # fmt: skip
+        self._mesh.questions |= self._reinit.questions | self._membership.questions
         self._mesh.listen()
-        formed = self._formed = formation.form(
-            self._mesh, lambda: ShmFabric(self.config, self.node.id, replica), lambda: self.stopping
-        )
-        log.info("the cluster has formed: nodes %s", ", ".join(map(str, formed.incarnations)))
+        try:
+            if running is not None:
+                raise running
+            formed = formation.form(
+                self._mesh,
+                lambda: make_fabric(self.config, self.node.id, replica),
+                lambda: self.stopping,
+                self._council,
+            )
+            self._members = formed.incarnations
+            log.info("the cluster has formed: nodes %s", ", ".join(map(str, formed.incarnations)))
+            if formed.verdict.chosen:
+                log.info("it begins with the data of node %d: %s", formed.verdict.seed, formed.verdict.chosen)
+        except formation.Running as found:
+            if running is None:  # it has become known only now
+                if self._strange:
+                    driver.forget(self._address, token)
+                prepared = self._prepare_backend(token, rejoins=True)
+            formed = self._join(found, make_fabric(self.config, self.node.id, replica))
+        self._formed = formed
+        self._begin_life(formed.verdict.generation)
+        set_members(replica, self.member.incarnation, self._members)
         feed = socket.create_server(("127.0.0.1", 0))
         settings = engine_settings(
             self.config,
-            self.node.id,
             replica,
             self._address,
             prepared,
             token=token,
             feed_port=feed.getsockname()[1],
             pids=formed.pids | {self.node.id: os.getpid()},
+            seed=self.node.id == formed.verdict.seed and self.node.id in formed.incarnations,
         )
         self._start_engine(Engine(settings, formed.fabric, table), feed, formed)
 
-    def _prepare_backend(self, token: str) -> driver.Prepared:
+    def _join(self, running: formation.Running, fabric: Fabric) -> formation.Formed:
+        """Begins another life in a cluster that runs: without memory, and for now without connections."""
+        self._members = running.members
+        if mesh.incarnation_number(self.member.incarnation) <= running.latest:
+            self.member = replace(self.member, incarnation=mesh.new_incarnation(running.latest))
+            self._mesh.member = self.member
+        log.info("the cluster runs: this node joins it as incarnation %s", self.member.incarnation)
+        return formation.Formed(fabric, {}, {}, {}, {}, council.Begin(0, running.generation))
+
+    def _begin_life(self, generation: int) -> None:
+        lives = {node: mesh.incarnation_number(each) for node, each in self._members.items()}
+        founder = self._members[min(self._members)]
+        try:
+            self._kept.begin(generation, founder, mesh.incarnation_number(self.member.incarnation), lives)
+        except OSError as error:
+            raise ConfigError([f"{self.home}: cannot write here: {error.strerror}"]) from None
+
+    def _formation(self, _: dict[str, Any]) -> dict[str, Any]:
+        """The answer to the question `formation`: that the cluster runs, and what a node that joins it must know."""
+        latest: dict[int, int] = {}
+        with self._engine_lock:
+            if self._engine is not None:
+                latest = self._engine.latest()
+        met = self._links.incarnations() if self._links is not None else {}
+        for node, each in met.items():
+            latest[node] = max(latest.get(node, 0), mesh.incarnation_number(each))
+        generation = self._formed.verdict.generation if self._formed is not None else 1
+        return {"members": self._members, "latest": latest, "generation": generation}
+
+    def _start_backend(self) -> None:
         backend = self.node.backend
         if backend.spawn:
             assert backend.socket is not None
@@ -155,34 +262,54 @@ class Sidecar:
             self._address = backend_address(self.config, self.node)
             driver.attach(self._address)
         self._check_stopping()
-        joining = self.node.id != self.config.seed
+
+    def _prepare_backend(self, token: str, *, rejoins: bool) -> driver.Prepared:
+        """rejoins: the cluster runs, so its data replaces what a former life of this node has left in its backend."""
+        ran = self._kept.record is not None  # with whose data the cluster begins is to be seen
+        joining = rejoins or ran or self.node.id != self.config.seed
         line = f"musidecar run --config {self.config.path} --node {self.node.id} --replace-data"
         prepared = driver.prepare(
             self._address,
             token=token,
             backend_timeout_ms=self.config.timing.backend_timeout_ms,
             joining=joining,
-            replace_data=self.replace_data,
+            rejoins=rejoins,
+            replace_data=self.replace_data or (ran and not rejoins),
             replace_line=line,
         )
-        self._backend_pid = driver.local_pid(self._address, prepared.pid)
-        if self._backend_pid is not None:
-            with contextlib.suppress(OSError):  # it ends just now: the engine will notice
-                self._backend_fd = os.pidfd_open(self._backend_pid)
+        self._know_backend(prepared)
         how = "started" if self._server else "found"
         log.info("backend: %s Redis %s at %s, pid %d", how, prepared.version, self._address, prepared.pid)
         if not self._server and prepared.changed:
             changes = ", ".join(f"{name} = {value}" for name, value in prepared.changed.items())
             log.info("backend: settings changed: %s", changes)
-        if joining and prepared.keys:
+        if joining and prepared.keys and (rejoins or not ran):
             log.warning("backend: its %d keys will be replaced by the cluster's data", prepared.keys)
         return prepared
+
+    def _prepare_again(self) -> driver.Prepared:
+        """For the keeper, in its thread. BackendError while the backend is not there, or does not answer."""
+        driver.attach(self._address, keeper.ANSWER_S)
+        return driver.prepare(
+            self._address,
+            token=feed_token(self.member, self.node.id),
+            backend_timeout_ms=self.config.timing.backend_timeout_ms,
+            joining=True,
+            follows=True,
+            replace_data=True,  # the cluster's, from before
+        )
+
+    def _know_backend(self, prepared: driver.Prepared) -> None:
+        self._backend_pid = driver.local_pid(self._address, prepared.pid)
+        if self._backend_pid is not None:
+            with contextlib.suppress(OSError):  # it ends just now: the engine will notice
+                self._backend_fd = os.pidfd_open(self._backend_pid)
 
     def _start_engine(self, engine: Engine, feed: socket.socket, formed: formation.Formed) -> None:
         assert self._clients is not None
         with self._engine_lock:
             self._engine = engine
-        source = transfer.Source(self._address, self._objection)
+        source = transfer.Source(self._address, self._objection, self.config.limits.transfer_bytes_per_s)
         self._mesh.handlers["transfer"] = source.serve
         try:
             self._clients.listen(CLIENTS_WAITING)
@@ -192,17 +319,39 @@ class Sidecar:
         engine.listen_feed(feed)
         while formed.links:
             engine.add_link(*formed.links.popitem())
-        self._watch = formation.Watch(
-            formed.controls, lambda node, goodbye: self._later(lambda: self._peer_gone(node, goodbye))
-        )
+        self._links = links.Links(self._mesh, formed.fabric, links.Callbacks(
+            opened=lambda node, pid: self._open_peer(formed.fabric, node, pid), link=self._add_link,
+            gone=self._peer_gone, back=self._peer_back,
+        ))  # fmt: skip
+        self._links.adopt(formed.controls)
         self._thread = threading.Thread(target=self._run_engine, args=(engine,), name="engine", daemon=True)
         self._thread.start()
-        if formed.fabric.fence_kind == "kill":
-            log.warning("a node stopped in mid-write can only be fenced by killing it here: see `musidecar doctor`")
+        self._links.start()
+        self._mesh.questions["formation"] = self._formation
+        if formed.fabric.warning:
+            log.warning("%s", formed.fabric.warning)
 
     def _run_engine(self, engine: Engine) -> None:
         outcome = engine.run()
         self._later(lambda: self._engine_ended(outcome))
+
+    def _open_peer(self, fabric: Fabric, node: int, pid: int) -> None:
+        """For the links: has the engine open the fabric's link to a new life of a node. OSError if it does not."""
+        with self._engine_lock:
+            if self._engine is not None:
+                self._engine.peer(node, pid, fabric.region(node))
+        deadline = time.monotonic() + OPEN_S
+        while not fabric.is_open(node):
+            if self.stopping or time.monotonic() > deadline:
+                raise TimeoutError("the engine does not open it")
+            time.sleep(OPEN_POLL_S)
+
+    def _add_link(self, node: int, fd: int) -> None:
+        with self._engine_lock:
+            if self._engine is not None:
+                self._engine.add_link(node, fd)
+                return
+        os.close(fd)
 
     def _check_stopping(self) -> None:
         if self.stopping:
@@ -216,14 +365,18 @@ class Sidecar:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self._engine.event_fd, select.POLLIN)
-        if self._backend_fd is not None:
-            poll.register(self._backend_fd, select.POLLIN)
+        watched: int | None = None  # the backend's process; another one after a restart
         while not self.stopping:
+            if self._backend_fd != watched:
+                if self._backend_fd is not None:
+                    poll.register(self._backend_fd, select.POLLIN)
+                watched = self._backend_fd
             for fd, _ in poll.poll():
                 if fd == self._wake:
                     self._run_todo()
-                elif fd == self._backend_fd:
+                elif fd == watched:
                     poll.unregister(fd)
+                    watched = None
                     self._backend_ended()
                 else:
                     self._hear_engine()
@@ -243,16 +396,54 @@ class Sidecar:
         else:
             log.warning("mesh: connection to node %d lost", node)
 
+    def _peer_back(self, node: int) -> None:
+        log.info("mesh: connected to node %d again", node)
+        with self._engine_lock:
+            if self._engine is None or self._links is None:
+                return
+            members, leader = self._engine.members(), self._engine.leader_and_term()[0]
+        lives = {id_: mesh.incarnation_number(each) for id_, each in self._links.incarnations().items()}
+        lives[self.node.id] = mesh.incarnation_number(self.member.incarnation)
+        lost = [id_ for id_, each in members.items() if lives.get(id_, each) != each]
+        if self.node.id in lost:
+            return  # what this node knows of the members is old, or it is not the one to tell
+        if leader is None and len(members) - len(lost) <= len(members) // 2:
+            log.error("nodes %s have lost their memory, and with it a majority of the log's copies: nobody can know"
+                      " what was acknowledged, and nothing starts by itself", ", ".join(map(str, lost)))  # fmt: skip
+
     def _backend_ended(self) -> None:
-        self._backend_pid = None
+        self._forget_backend()
         if self._server is None:
-            log.error("backend: Redis at %s has ended: this node votes, but cannot lead or serve", self._address)
+            log.error("backend: Redis at %s has ended: this node votes, but cannot lead till it is back", self._address)
             return
         self._server.process.wait()
         tail = driver.log_tail(self._server.log)
-        log.error(
-            "backend: redis-server has ended (%s): this node votes, but cannot lead: %s", self._server.gone(), tail
-        )
+        log.error("backend: redis-server has ended (%s), and is started again: %s", self._server.gone(), tail)
+
+    def _forget_backend(self) -> None:
+        self._backend_pid = None
+        if self._backend_fd is not None:
+            os.close(self._backend_fd)
+            self._backend_fd = None
+
+    def _restart_backend(self) -> None:
+        """In the main thread: the server dies with the thread that starts it."""
+        if self._server is None or self._server.gone() is None or self.stopping:
+            return
+        try:
+            self._start_backend()
+        except BackendError as error:
+            log.error("backend: %s", error)
+
+    def _backend_answers(self, prepared: driver.Prepared) -> None:
+        """In the main thread: a backend that was lost is there, and prepared."""
+        if self.stopping or self._engine is None:
+            return
+        self._forget_backend()
+        self._know_backend(prepared)
+        what = "it goes on where it was, or is filled again"
+        log.info("backend: Redis at %s answers, pid %d: %s", self._address, prepared.pid, what)
+        self._engine.backend_ready()
 
     def _engine_ended(self, outcome: int) -> None:
         if not self.stopping:
@@ -273,8 +464,17 @@ class Sidecar:
             log.info("this node %s (term %d)", role, event.b)
         elif event.kind == lib.ENGINE_SERVING:
             log.info("clients are %s", "served" if event.a else "not served")
+        elif event.kind == lib.ENGINE_LINK_LOST:
+            if self._links is not None:
+                self._links.link_lost(event.a + 1)
         elif event.kind == lib.ENGINE_WANT_RDB:
             self._want_rdb(event.a, event.b)
+        elif event.kind == lib.ENGINE_REFUSES:
+            self._refusals.refuses()
+        elif event.kind == lib.ENGINE_BACKEND_LOST:
+            self._keeper.lost()
+        elif event.kind == lib.ENGINE_HANDOVER:
+            self._wishes.heard(event)
         elif event.kind == lib.ENGINE_FATAL:
             self.failed = self.stopping = True
             log.error("%s", event.text)
@@ -288,11 +488,22 @@ class Sidecar:
         leader, term = self._engine.leader_and_term()
         others = [node for node in self.member.nodes if node != self.node.id]
         others.sort(key=lambda node: node == leader)  # the leader last: a transfer costs the giver a fork
-        self._fetching = _Fetching(self._mesh, self._engine, self.home, others, offset, term, number)
+        self._fetching = fetching.Fetching(self._mesh, self._engine, self.home, others, offset, term, number)
 
     def _objection(self, term: int) -> str | None:
         with self._engine_lock:
             return "it is not running yet" if self._engine is None else self._engine.backend_objection(term)
+
+    def _with_engine(self, action: Callable[[Engine], None]) -> bool:
+        with self._engine_lock:
+            if self._engine is None:
+                return False
+            action(self._engine)
+            return True
+
+    def _engine_status(self) -> dict[str, Any] | None:
+        with self._engine_lock:
+            return self._engine.status() if self._engine is not None else None
 
     # ---- what it tells ----
 
@@ -312,20 +523,44 @@ class Sidecar:
         with self._engine_lock:
             if self._engine is not None:
                 found |= self._engine.status()
+        if found["role"] == "joining" and "damage" in found:
+            found["joining"] = self._stage(found)
+        if self._council.undecided and self._formed is None:
+            found["undecided"] = self._council.undecided
         return found
+
+    def _stage(self, engine: dict[str, Any]) -> str:
+        """How far this node is on its way to being a member whose server has the cluster's data."""
+        state, fetching = engine["backend_state"], self._fetching
+        if state == "down":
+            return "its server is not there"
+        if engine["damage"]:
+            return "it takes over another node's state of the log"
+        if state == "syncing":
+            return "its server loads the data"
+        if state == "fed":
+            return "it waits to be made a member"
+        if fetching is not None and fetching.bytes:
+            return f"{transfer.size(fetching.bytes)} of the data have come from node {fetching.source}"
+        return "it waits for the data"
 
     # ---- ending ----
 
     def close(self) -> None:
         """Engine, mesh and backend, in this order; what is not there is passed over."""
+        self._keeper.close()
         if self._fetching is not None:
             self._fetching.cancel()
-        if self._watch is not None:
-            self._watch.close()
+        if self._links is not None:
+            self._links.close()
         self._mesh.close()
         ended = self._stop_engine()
         if self._clients is not None:
             self._clients.close()
+        if self.again:
+            self._kept.forget()
+        elif self._last is not None and not self.failed:
+            self._end_life(self._last)
         if self._server is not None:
             self._server.stop()
         if self._backend_fd is not None:
@@ -353,47 +588,21 @@ class Sidecar:
             self._fetching.join(STOP_S)
         with self._engine_lock:
             self._engine = None
+            self._last = engine.status() if thread is not None else None
             engine.free()
         return True
 
-
-class _Fetching:
-    """One RDB on its way to the engine, in a thread of its own."""
-
-    def __init__(
-        self, own: mesh.Mesh, engine: Engine, into: Path, nodes: list[int], offset: int, term: int, number: int
-    ) -> None:
-        self._mesh, self._engine, self._into = own, engine, into
-        self._nodes, self._offset, self._term, self._number = nodes, offset, term, number
-        self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="transfer", daemon=True)
-        self._thread.start()
-
-    def cancel(self) -> None:
-        """It is not wanted any more; the thread ends with the next piece."""
-        self._cancelled.set()
-
-    def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        began = time.monotonic()
+    def _end_life(self, known: dict[str, Any]) -> None:
         try:
-            got = transfer.fetch(
-                self._mesh, self._nodes, self._offset, self._into, term=self._term, cancelled=self._cancelled.is_set
-            )
-        except transfer.Cancelled:
-            return
-        except transfer.TransferFailed as error:
-            log.warning("transfer: no data at offset %d or beyond: %s", self._offset, error)
-            if not self._cancelled.is_set():
-                self._engine.rdb_failed(self._number)
-            return
-        if self._cancelled.is_set():
-            os.close(got.fd)
-            return
-        log.info("transfer: done in %.0f ms", (time.monotonic() - began) * 1000)
-        self._engine.install_rdb(got.fd, got.bytes, got.offset, self._number)
+            self._kept.end(known, self._address, own=self._server is not None)
+        except OSError as error:
+            log.error("%s: what this node had cannot be written down: %s", self.home, error.strerror)
+
+
+def feed_token(member: mesh.Member, node: int) -> str:
+    """What a node's backend shows when it asks for its feed: the same in every life of the node, and nobody else's."""
+    words = f"musidecar feed\0{member.cluster}\0{node}".encode()
+    return hmac.new(member.secret, words, hashlib.sha256).hexdigest()
 
 
 def backend_address(config: Cluster, node: Node) -> Address:

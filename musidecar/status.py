@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROLES = ("leader", "follower", "joining", "down")
 ANSWER_S = 1.0
 HASH_SHOWN = 8
-NO_WAY_BACK = "this version takes no node back into a running cluster: start all of it again when it suits"
+RESUME = "musidecar resume"
 LAG_RECORDS = 10_000  # behind by more than this: say so
 # What every node's entry has; a node that is down has None in all but the first five.
 FIELDS = ("id", "role", "client", "backend", "serving", "pid", "backend_pid", "commit", "applied", "log_hash",
@@ -50,6 +50,7 @@ def collect(config: Cluster, timeout_s: float = ANSWER_S) -> dict[str, Any]:
         "leader": leader["id"] if leader else None,
         "term": max(terms, default=None),
         "fabric": config.fabric,
+        "paused": any(node.get("paused") for node in nodes),
         "nodes": nodes,
     }
 
@@ -72,31 +73,83 @@ def _ask(config: Cluster, node: Node, timeout_s: float) -> dict[str, Any]:
 def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
     """What is wrong with the cluster, the worst first."""
     found: list[Problem] = []
-    nodes = snapshot["nodes"]
-    majority = len(nodes) // 2 + 1
+    members = _members(snapshot, config)
+    nodes = [node for node in snapshot["nodes"] if node["id"] in members or node["role"] != "down"]
+    majority = len(members) // 2 + 1
     up = [node for node in nodes if node["role"] != "down"]
     down = [node for node in nodes if node["role"] == "down"]
-    formed = any(node["role"] in ("leader", "follower") for node in up)
     if not up:
         found.append(Problem("no node runs"))
-    elif len(up) < majority:
-        found.append(Problem(f"only {len(up)} of {len(nodes)} nodes run: writes and reads wait for {majority}"))
+    elif len(counted := [node for node in up if node["id"] in members]) < majority:
+        answer = "answers" if len(counted) == 1 else "answer"
+        found.append(Problem(f"only {len(counted)} of {len(members)} nodes {answer}: nothing is acknowledged, writes"
+                             f" and reads wait for {majority}", "see below; it goes on by itself then"))  # fmt: skip
     elif snapshot["leader"] is None:
-        found.append(Problem("there is no leader: nobody is served", "look at the nodes' logs if this lasts"))
+        leaderless = Problem("there is no leader: nobody is served", "look at the nodes' logs if this lasts")
+        if snapshot.get("paused"):
+            leaderless = Problem("there is no leader, and automatic fail-over is paused: nobody is served", RESUME)
+        found.append(_undecided(up) or _amnesia(up) or leaderless)
     for node in down:
-        remedy = NO_WAY_BACK if formed else f"musidecar run --config {config.path} --node {node['id']}"
+        remedy = f"musidecar run --config {config.path} --node {node['id']}"
         if "does not answer" in node.get("reason", ""):
             remedy = "it is stopped (kill -CONT) or very busy: see its log"
         found.append(Problem(f"node {node['id']} {node.get('reason', 'is down')}", remedy))
     for node in up:
-        if node["role"] == "joining":
-            found.append(Problem(f"node {node['id']} is being filled; it counts once it has caught up"))
-        elif node["backend_pid"] is None and config.node(node["id"]).backend.spawn:
-            found.append(Problem(f"node {node['id']} has no backend", "see its log"))
+        if node.get("backend_state") == "down":
+            found.append(_backend_down(node, config.node(node["id"]).backend.spawn))
+        elif node.get("undecided"):
+            pass  # said above
+        elif node["role"] == "joining":
+            stage = f" ({node['joining']})" if node.get("joining") else ""
+            found.append(Problem(f"node {node['id']} is being filled{stage}; it counts once it has caught up"))
         elif not node["serving"]:
             found.append(Problem(f"node {node['id']} runs but answers no clients yet"))
+        for slow in node.get("evicted") or ():
+            found.append(Problem(f"node {slow} held up the log and was dropped; it is caught up once it goes on"))
     found += _differences(up)
     return found
+
+
+def _backend_down(node: dict[str, Any], spawned: bool) -> Problem:
+    what = f"node {node['id']} votes, but cannot lead or hold the data: its Redis"
+    if node["backend_pid"] is not None:
+        return Problem(f"{what} (pid {node['backend_pid']}) does not answer", "kill -CONT it, or restart it")
+    return Problem(f"{what} has ended", "it is started again: see the node's log" if spawned else "start it again")
+
+
+def _members(snapshot: dict[str, Any], config: Cluster) -> set[int]:
+    """The nodes that count: as the log has them, where anybody knows it."""
+    known = max(snapshot["nodes"], key=lambda node: node["commit"] or -1).get("members")
+    return set(map(int, known)) if known else set(config.founders)
+
+
+def _undecided(up: list[dict[str, Any]]) -> Problem | None:
+    """Does the cluster not begin because nobody can know with whose data?"""
+    why = next((node["undecided"] for node in up if node.get("undecided")), "")
+    return Problem(f"the cluster does not begin by itself: {why}", "musidecar recover") if why else None
+
+
+def _amnesia(up: list[dict[str, Any]]) -> Problem | None:
+    """Have so many members begun another life that those with a memory are no majority?"""
+    known = max(up, key=lambda node: node["commit"] or 0).get("members") or {}
+    lost = [node["id"] for node in up if known.get(str(node["id"])) not in (None, (node["incarnation"] or "")[:16])]
+    if not lost or len(known) - len(lost) > len(known) // 2:
+        return None
+    return Problem(
+        f"nodes {', '.join(map(str, lost))} have lost their memory, and with it a majority of the log's copies: nobody"
+        f" can know what was acknowledged, and nothing starts by itself",
+        "keep the data of a node that still has it, then start all of them again: docs/operating.md",
+    )
+
+
+def notes(snapshot: dict[str, Any]) -> list[str]:
+    """What is so by somebody's wish."""
+    paused = "automatic fail-over is paused: when the leader dies, nobody takes over until `musidecar resume`"
+    return [paused] * bool(snapshot.get("paused")) + [
+        f"node {node['id']} is handing leadership over to node {node['heir']}"
+        for node in snapshot["nodes"]
+        if node.get("heir") is not None
+    ]
 
 
 def _differences(up: list[dict[str, Any]]) -> list[Problem]:

@@ -24,6 +24,7 @@ from typing import Any
 import redis
 
 from musidecar.config import load as load_config
+from musidecar.process import spawn_node
 from musidecar.status import collect
 
 START_TIMEOUT_S = 60.0
@@ -205,6 +206,7 @@ class Testbed:
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: dict[int, str] = {}  # pid -> command line: what must be gone at the end
         self._connections: list[redis.Redis] = []
+        self._revived: list[subprocess.Popen[bytes]] = []
 
     # ---- life ----------------------------------------------------------------------------------------------
 
@@ -263,6 +265,14 @@ class Testbed:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        for process in self._revived:
+            process.terminate()
+        for process in self._revived:
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
         for pid in self.leftovers():
@@ -288,10 +298,17 @@ class Testbed:
         return self._process.pid
 
     def _note_processes(self) -> None:
-        if self._process is not None:
-            for pid in children_of(self._process.pid):
-                with contextlib.suppress(OSError):
-                    self._seen[pid] = Path(f"/proc/{pid}/cmdline").read_text()
+        for pid in self._descendants():
+            with contextlib.suppress(OSError):
+                self._seen[pid] = Path(f"/proc/{pid}/cmdline").read_text()
+
+    def _descendants(self) -> list[int]:
+        """Of `musidecar local`, and the nodes that were started again, with theirs."""
+        found = children_of(self._process.pid) if self._process is not None else []
+        for process in self._revived:
+            if process.poll() is None:
+                found += [process.pid, *children_of(process.pid)]
+        return found
 
     def leftovers(self) -> list[int]:
         """Processes of this cluster that are alive though `local` is gone (or still runs)."""
@@ -366,6 +383,12 @@ class Testbed:
         os.kill(node.pid, signal.SIGKILL)
         return began_ns
 
+    def start_again(self, node: NodeStatus) -> None:
+        """Starts a node that was killed again, as an operator would: `musidecar run`. It dies with this process."""
+        with (self.dir / f"{node.id}.log").open("ab") as output:
+            self._revived.append(spawn_node(self.dir / "cluster.toml", int(node.id), output))
+        self._note_processes()
+
     def stop(self, node: NodeStatus) -> int:
         """SIGSTOP of a node's sidecar. Returns CLOCK_MONOTONIC at the signal, ns."""
         began_ns = time.monotonic_ns()
@@ -378,7 +401,7 @@ class Testbed:
 
     def signal_all(self, number: signal.Signals) -> None:
         """A signal to every process of the cluster."""
-        pids = [*children_of(self._process.pid), self._process.pid] if self._process else []
+        pids = [*self._descendants(), self._process.pid] if self._process else []
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

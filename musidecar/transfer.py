@@ -27,6 +27,8 @@ from musidecar.protocols.redis.rdb import Capture, capture
 SERVE_MAX = 2  # transfers at a time: each of them makes the backend fork
 BACKEND_WAIT_S = 2.0  # for the backend to reach the offset that was asked for
 SILENCE_S = 40.0  # a transfer that brings nothing for this long is given up; a backend may first finish another save
+PAUSE_S = 0.002  # shorter ones are not worth it
+BURST_S = 0.1  # who was late, because a pause took longer than it was to be, say, makes up for no more than this
 PROGRESS_S = 5.0  # between log lines about a transfer under way
 
 log = logging.getLogger("musidecar.transfer")
@@ -66,20 +68,22 @@ def fetch(
     *,
     term: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda node, count: None,
     silence_s: float = SILENCE_S,
 ) -> Fetched:
     """An RDB whose replication offset is at least `at_least_offset`, from the first of `nodes` that can give one.
 
     term: a node that has not got so far is passed over, like one that has no clean data or is not there.
-    The file lies in the folder `into` (0600, unlinked at once). TransferFailed when no node gives one, each with its
-    reason; Cancelled when `cancelled` says so, which is asked for every piece.
+    progress(node, count): so many bytes have come from that node. The file lies in the folder `into` (0600, unlinked at
+    once). TransferFailed when no node gives one, each with its reason; Cancelled when `cancelled` says so, which is
+    asked for every piece.
     """
     reasons = []
     for node in nodes:
         if cancelled():
             raise Cancelled
         try:
-            return _fetch_from(mesh, node, at_least_offset, term, into, cancelled, silence_s)
+            return _fetch_from(mesh, node, at_least_offset, term, into, cancelled, progress, silence_s)
         except (_Skip, MeshError) as error:
             reasons.append(f"node {node}: {error}")
             log.info("transfer: not from node %d: %s", node, error)
@@ -90,7 +94,14 @@ def fetch(
 
 
 def _fetch_from(
-    mesh: Mesh, node: int, at_least: int, term: int, into: Path, cancelled: Callable[[], bool], silence_s: float
+    mesh: Mesh,
+    node: int,
+    at_least: int,
+    term: int,
+    into: Path,
+    cancelled: Callable[[], bool],
+    progress: Callable[[int, int], None],
+    silence_s: float,
 ) -> Fetched:
     with mesh.dial(node, "transfer") as connection:
         connection.send({"at_least": at_least, "term": term})
@@ -103,7 +114,7 @@ def _fetch_from(
         log.info("transfer: taking the data from node %d at offset %d", node, offset)
         fd = _nameless(into)
         try:
-            length = _receive(connection, fd, node, cancelled, silence_s)
+            length = _receive(connection, fd, node, cancelled, progress, silence_s)
             os.lseek(fd, 0, os.SEEK_SET)
         except BaseException:
             os.close(fd)
@@ -118,7 +129,14 @@ def _nameless(folder: Path) -> int:
     return fd
 
 
-def _receive(connection: Connection, fd: int, node: int, cancelled: Callable[[], bool], silence_s: float) -> int:
+def _receive(
+    connection: Connection,
+    fd: int,
+    node: int,
+    cancelled: Callable[[], bool],
+    progress: Callable[[int, int], None],
+    silence_s: float,
+) -> int:
     digest, length = hashlib.sha256(), 0
     say_at = time.monotonic() + PROGRESS_S
     while isinstance(piece := connection.recv_any(silence_s), bytes):
@@ -129,6 +147,7 @@ def _receive(connection: Connection, fd: int, node: int, cancelled: Callable[[],
             view = view[os.write(fd, view) :]
         digest.update(piece)
         length += len(piece)
+        progress(node, length)
         if time.monotonic() >= say_at:
             say_at = time.monotonic() + PROGRESS_S
             log.info("transfer: %s from node %d so far", size(length), node)
@@ -160,9 +179,12 @@ class Source:
     dirty under way is never handed over.
     """
 
-    def __init__(self, address: Address, objection: Callable[[int], str | None]) -> None:
+    def __init__(
+        self, address: Address, objection: Callable[[int], str | None], bytes_per_s: float = float("inf")
+    ) -> None:
         self.address = address
         self.objection = objection
+        self.bytes_per_s = bytes_per_s
         self._free = threading.BoundedSemaphore(SERVE_MAX)
 
     def serve(self, connection: Connection) -> None:
@@ -198,9 +220,14 @@ class Source:
 
     def _pass_on(self, connection: Connection, taken: Capture, term: int) -> dict[str, Any]:
         digest, length = hashlib.sha256(), 0
+        due = time.monotonic()  # for the next piece
         try:
             for piece in taken.chunks():
                 connection.send_bytes(piece)
+                now = time.monotonic()
+                due = max(due, now - BURST_S) + len(piece) / self.bytes_per_s
+                if due - now > PAUSE_S:
+                    time.sleep(due - now)
                 digest.update(piece)
                 length += len(piece)
             if (objection := self.objection(term)) is not None:
@@ -212,7 +239,9 @@ class Source:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Files whose making was cut short between open and unlink."""
-    for file in folder.glob("transfer-*.rdb"):
-        with suppress(OSError):
-            file.unlink()
+    """Files whose making was cut short between open and unlink, and what a server that was filled here has kept:
+    another one in this folder would begin with it."""
+    for pattern in ("transfer-*.rdb", "dump.rdb", "temp-*.rdb"):
+        for file in folder.glob(pattern):
+            with suppress(OSError):
+                file.unlink()

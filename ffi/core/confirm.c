@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 #include "core/replica_state.h"
+#include "plant.h"
 
 /* ---- joining ------------------------------------------------------------------------------------------------- */
 
@@ -32,12 +33,15 @@ void confirm_peer(struct replica *r, uint32_t peer, struct cursor held) {
     p->stage = PEER_CONFIRMED;
     p->sent = held;
     p->acked = held.index;
+    p->landed = (struct point){.index = held.index, .position = held.position};
     p->told = 0;
     p->probed = 0;
+    p->probing = r->probe;
     p->pins = false;
     p->refusals = 0;
     p->moved_us = r->now_us;
     p->walk.mode = WALK_NONE;
+    r->evicted &= ~bit(peer);
     r->confirmed |= bit(peer);
     r->feeding |= bit(peer);
 }
@@ -49,8 +53,26 @@ static void left_behind(struct replica *r, uint32_t peer, uint64_t position) {
     confirm_lose(r, peer);
 }
 
+/* A post ending with record `index` is complete. The ring waits for those that keep up; under the others it may have gone
+ * on before what was posted was read from it, and then nobody knows what landed. False: such a peer is lost. */
+bool confirm_landed(struct replica *r, uint32_t peer, uint64_t index) {
+    struct peer *p = &r->peers[peer];
+    if (p->pins) return true;
+    if (p->landed.position < replica_oldest(r)) {
+        left_behind(r, peer, p->landed.position);
+        return false;
+    }
+    for (; p->landed.index < index; p->landed.index++) {
+        const struct record_header *header = ring_slot(&r->ring, p->landed.position);
+        CHECK(header->index == p->landed.index + 1);
+        p->landed.position += record_span(header->length);
+    }
+    return true;
+}
+
 static bool joinable(const struct replica *r, const struct peer *p) {
-    return p->linked && p->alive && r->now_us >= p->retry_us && p->progress.position >= replica_oldest(r);
+    return p->linked && p->alive && r->now_us >= p->retry_us && p->progress.position >= replica_oldest(r) &&
+           !config_is_gone(r, (uint32_t)(p - r->peers));
 }
 
 /* A joiner's log has been opened: announce the ballot there, and compare. False: somebody was there with a larger one. */
@@ -107,7 +129,7 @@ bool confirm_advance(struct replica *r) {
 
 void confirm_lose(struct replica *r, uint32_t peer) {
     struct peer *p = &r->peers[peer];
-    p->stage = PEER_APART;
+    p->stage = planted(PLANT_PERMISSION_KEPT) ? PEER_PERMITTED : PEER_APART;
     p->generation++;
     p->walk.mode = WALK_NONE;
     p->retry_us = r->now_us + election_backoff(r, p->refusals);
@@ -116,7 +138,7 @@ void confirm_lose(struct replica *r, uint32_t peer) {
     r->feeding &= ~bit(peer);
     r->awaiting &= ~bit(peer);
     confirm_limit(r);
-    if (r->role == REPLICA_LEADER && !quorum_met(r->confirmed, r->nodes)) leader_step_down(r);
+    if (r->role == REPLICA_LEADER && !config_quorum(r, r->confirmed)) leader_step_down(r);
     if (r->role == REPLICA_CANDIDATE) takeover_lost(r, peer);
 }
 
@@ -133,7 +155,7 @@ static bool stretch(struct replica *r, const struct peer *p, struct cursor *to, 
         if (to->position < replica_oldest(r) || !ring_holds(&r->ring, to, r->salt)) return false;
         uint64_t behind = to->position - p->sent.position;
         uint64_t span = record_span(header->length);
-        if (to->position + span > peer_limit || (behind && behind + span > REPLICA_FEED_BYTES)) break;
+        if (to->position + span > peer_limit || (behind && behind + span > replica_limits.feed_bytes)) break;
         *bytes = behind + record_bytes(header->length); /* ends with a tail word */
         *commit = header->commit;
         cursor_step(to, header);
@@ -154,7 +176,7 @@ static void settle_pins(struct replica *r, struct peer *p) {
 
 void confirm_feed(struct replica *r, uint32_t peer) {
     struct peer *p = &r->peers[peer];
-    while (p->stage == PEER_CONFIRMED && p->sent.index < r->last.index && p->log_posts < REPLICA_FEED_POSTS) {
+    while (p->stage == PEER_CONFIRMED && p->sent.index < r->last.index && p->log_posts < replica_limits.feed_posts) {
         struct cursor to;
         uint64_t bytes, commit = 0;
         if (!stretch(r, p, &to, &bytes, &commit)) {
@@ -179,7 +201,7 @@ void confirm_limit(struct replica *r) {
     uint64_t lowest = r->applied.position;
     for (uint32_t rest = r->confirmed & ~bit(r->self); rest; rest &= rest - 1) {
         const struct peer *p = &r->peers[__builtin_ctz(rest)];
-        if (p->pins) lowest = sooner(lowest, p->progress.applied_position);
+        if (p->pins && !planted(PLANT_RING_UNPINNED)) lowest = sooner(lowest, p->progress.applied_position);
     }
     r->limit = lowest + r->ring.bytes;
 }
@@ -199,15 +221,16 @@ static uint32_t pinner(const struct replica *r) {
 
 /* When room gets short: look again how far the others are; drop the one that stands in the way. */
 void confirm_recycle(struct replica *r) {
-    uint64_t free_bytes = replica_free_bytes(r);
-    if (free_bytes >= r->ring.bytes * 3 / 8) return;
+    uint64_t free_bytes = replica_free_bytes(r), bound = r->config.pin_bytes;
+    if (r->ring.bytes - free_bytes <= (bound ? bound : r->ring.bytes * 5 / 8)) return;
     election_sample(r);
     uint32_t who = pinner(r);
-    if (who == REPLICA_NOBODY || !quorum_met(r->confirmed & ~bit(who), r->nodes)) return;
+    if (who == REPLICA_NOBODY || !config_quorum(r, r->confirmed & ~bit(who))) return;
     struct peer *p = &r->peers[who];
     uint64_t patience_us = r->config.pin_us > 0 ? r->config.pin_us : r->config.suspect_us;
     if (free_bytes >= r->ring.bytes * 9 / 32) patience_us *= 4; /* nobody waits yet, COMMANDs neither */
     if (r->now_us - p->moved_us <= patience_us + r->interval_us) return;
     confirm_lose(r, who);
+    r->evicted |= bit(who);
     p->retry_us = r->now_us + r->config.fail_us;
 }

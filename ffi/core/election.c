@@ -6,6 +6,7 @@
 
 #include "core/mix.h"
 #include "core/replica_state.h"
+#include "plant.h"
 
 _Static_assert(offsetof(struct replica_background, progress) ==
                    offsetof(struct replica_background, status) + offsetof(struct peer_view, progress),
@@ -15,14 +16,14 @@ _Static_assert(offsetof(struct replica_background, progress) ==
 
 static uint64_t status_check(const struct replica_status *s) {
     return mix_words((const uint64_t[]){s->heartbeat, s->term, (uint64_t)s->role << 32 | s->leader,
-                                        (uint64_t)s->eligible << 32 | s->interval_us},
-                     4);
+                                        (uint64_t)s->eligible << 32 | s->interval_us, s->incarnation},
+                     5);
 }
 
 static uint64_t progress_check(const struct replica_progress *p) {
     return mix_words((const uint64_t[]){p->index, p->position, p->hash, p->applied_index, p->applied_position,
-                                        p->oldest_position},
-                     6);
+                                        p->oldest_position, p->incarnation},
+                     7);
 }
 
 static void store(uint64_t *to, uint64_t value) { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
@@ -35,6 +36,7 @@ void replica_publish_status(struct replica *r) {
     store32(&own->leader, r->leader);
     store32(&own->eligible, election_may_lead(r));
     store32(&own->interval_us, r->interval_us);
+    store(&own->incarnation, r->incarnation);
     store(&own->check, status_check(own));
 }
 
@@ -47,6 +49,7 @@ void replica_publish_progress(struct replica *r) {
     store(&own->applied_index, r->applied.index);
     store(&own->applied_position, r->applied.position);
     store(&own->oldest_position, replica_oldest(r));
+    store(&own->incarnation, r->incarnation);
     store(&own->check, progress_check(own));
 }
 
@@ -63,7 +66,12 @@ bool peer_view_whole(const struct peer_view *view, bool *status, bool *progress)
 void election_adopt_view(struct replica *r, struct peer *p, const struct peer_view *view) {
     bool status, progress;
     peer_view_whole(view, &status, &progress);
-    if (progress) {
+    if (status && view->status.incarnation != p->status.incarnation) { /* another life: it has shown nothing yet */
+        p->known = p->alive = false;
+        p->progress = (struct replica_progress){0};
+    }
+    uint64_t whose = status ? view->status.incarnation : p->status.incarnation;
+    if (progress && (view->progress.incarnation == whose || view->progress.incarnation == 0)) {
         if (view->progress.applied_position != p->progress.applied_position) p->moved_us = r->now_us;
         p->progress = view->progress;
     }
@@ -93,8 +101,17 @@ void election_sample(struct replica *r) {
     }
 }
 
+/* Whoever was ahead is gone: the own log, decided or not, goes on as far as anybody's, and may be needed for a majority. */
+static void look_up(struct replica *r) {
+    for (uint32_t i = 0; i < r->nodes; i++)
+        if (i != r->self && r->peers[i].alive && r->peers[i].progress.index > r->commit.index) return;
+    r->damage = REPLICA_SOUND;
+    replica_publish_status(r);
+}
+
 /* The leader's ring no longer reaches back to here; without a leader, nobody's does who is ahead. */
 static void look_behind(struct replica *r) {
+    if (r->damage == REPLICA_LAPPED && r->leader == REPLICA_NOBODY) look_up(r);
     if (r->damage != REPLICA_SOUND || r->role != REPLICA_FOLLOWER) return;
     bool ahead = false, reached = false;
     for (uint32_t i = 0; i < r->nodes; i++) {
@@ -123,11 +140,12 @@ static void find_leader(struct replica *r) {
     for (uint32_t i = 0; i < r->nodes; i++) {
         const struct peer *p = &r->peers[i];
         if (i == r->self || !p->alive || p->status.role != REPLICA_LEADER || p->status.term < term) continue;
+        if (config_is_gone(r, i)) continue;
         leader = i;
         term = p->status.term;
     }
     if (r->role == REPLICA_LEADER) {
-        if (leader == REPLICA_NOBODY || term < replica_term(r)) leader = r->self;
+        if (leader == REPLICA_NOBODY || term < replica_term(r) || planted(PLANT_DEAF)) leader = r->self;
         else leader_step_down(r); /* a majority granted to somebody else since */
     }
     if (leader == REPLICA_NOBODY && r->leader != REPLICA_NOBODY) r->leaderless_us = r->now_us;
@@ -164,8 +182,9 @@ void election_verdict(struct replica *r) {
 
 /* ---- campaigning --------------------------------------------------------------------------------------------- */
 
-bool election_may_lead(const struct replica *r) {
-    return r->eligible && r->damage == REPLICA_SOUND && r->now_us >= r->hold_us;
+bool election_may_lead(struct replica *r) {
+    if (!r->eligible || r->damage != REPLICA_SOUND || r->now_us < r->hold_us || r->now_us < r->defer_us) return false;
+    return r->role == REPLICA_CANDIDATE || config_is_member(r); /* a candidate's log may end anywhere; see takeover.c */
 }
 
 uint64_t election_backoff(struct replica *r, uint32_t attempts) {
@@ -180,7 +199,7 @@ static bool better_claim(const struct replica *r) {
     bool patient = r->now_us - r->leaderless_us <= patience_us;
     for (uint32_t i = 0; i < r->nodes; i++) {
         const struct peer *p = &r->peers[i];
-        if (i == r->self || !p->alive || !patient) continue;
+        if (i == r->self || !p->alive || !patient || config_is_gone(r, i)) continue;
         if (i < r->self && p->status.eligible) return true;
         if (p->status.role == REPLICA_CANDIDATE && r->granted_to == i &&
             r->now_us - r->granted_us <= (uint64_t)r->config.fail_us + 4ull * r->config.request_us)
@@ -192,8 +211,8 @@ static bool better_claim(const struct replica *r) {
 void election_consider(struct replica *r) {
     r->wake_us = UINT64_MAX;
     if (r->role != REPLICA_FOLLOWER || r->leader != REPLICA_NOBODY || !election_may_lead(r)) return;
-    uint32_t alive = replica_alive(r);
-    if (!quorum_met(alive, r->nodes) || better_claim(r)) return;
+    if (!config_majority_alive(r) || better_claim(r)) return;
+    if (r->paused && r->now_us >= r->planned_us) return;
     if (r->now_us < r->backoff_us) {
         r->wake_us = r->backoff_us;
         return;

@@ -5,25 +5,39 @@
  * at or below a commit index heard of is decided. Beyond, headers are only looked at for the commit index they carry:
  * what they announce may be overwritten at any moment, by the leader to whom this replica granted its log. */
 #include "core/replica_state.h"
+#include "plant.h"
 
-void follow_reset(struct replica *r) { r->last = r->commit; }
+void follow_reset(struct replica *r) {
+    r->last = r->commit;
+    if (r->latest.index != r->members.index) config_reset(r);
+}
+
+/* One record further; it is known to be there. */
+static void commit_next(struct replica *r) {
+    const struct record_header *header = ring_slot(&r->ring, r->commit.position);
+    ring_step(&r->ring, &r->commit);
+    r->dirty = true;
+    if (header->kind == RECORD_CONFIG) config_decided(r, header);
+}
 
 void follow_commit(struct replica *r, uint64_t index) {
     CHECK(index <= r->last.index);
     if (index == r->last.index && r->commit.index < index) { /* the request path: its hash is known */
         r->commit = r->last;
         r->dirty = true;
+        if (r->members.index != r->latest.index) r->members = r->latest;
     }
-    while (r->commit.index < index) {
-        ring_step(&r->ring, &r->commit);
-        r->dirty = true;
-    }
+    while (r->commit.index < index) commit_next(r);
 }
 
 /* Only while nobody else may write the own log: `last` becomes the end of what it holds. */
 void follow_extend(struct replica *r) {
     follow_reset(r);
-    while (ring_holds(&r->ring, &r->last, r->salt)) ring_step(&r->ring, &r->last);
+    while (ring_holds(&r->ring, &r->last, r->salt)) {
+        const struct record_header *header = ring_slot(&r->ring, r->last.position);
+        ring_step(&r->ring, &r->last);
+        if (header->kind == RECORD_CONFIG) config_extended(r, header);
+    }
 }
 
 static bool hear(struct replica *r, uint64_t commit) {
@@ -42,8 +56,7 @@ static uint32_t take(struct replica *r, uint32_t records_max) {
                 r->damage = REPLICA_DIVERGED; /* decided behind another prefix than ours */
             break;
         }
-        ring_step(&r->ring, &r->commit);
-        r->dirty = true;
+        commit_next(r);
     }
     if (r->last.index < r->commit.index) r->last = r->commit;
     return records;
@@ -58,7 +71,8 @@ static bool peek(struct replica *r, uint32_t records_max) {
             break;
         struct record_header copy = *header; /* may change under our eyes */
         if (copy.index != r->last.index + 1 || copy.prev_hash != r->last.hash) break;
-        told |= hear(r, copy.commit);
+        told |= hear(r, planted(PLANT_PRESENT_IS_COMMITTED) ? copy.index : copy.commit);
+        if (copy.kind == RECORD_CONFIG) r->config_ahead = copy.index;
         cursor_step(&r->last, &copy);
     }
     return told;
@@ -96,10 +110,14 @@ void replica_applied(struct replica *r, uint64_t index) {
     CHECK(index <= r->delivered.index);
     while (r->applied.index < index) {
         const struct record_header *header = ring_slot(&r->ring, r->applied.position);
+        CHECK(header->index == r->applied.index + 1);
         r->applied.index += 1;
         r->applied.position += record_span(header->length);
+        if (header->kind == RECORD_CONFIG) config_applied(r, header);
         r->dirty = true;
     }
+    /* The same records made both; a snapshot hands the one on, majorities are counted in the other. */
+    CHECK(r->applied.index < r->commit.index || r->applied_members.index == r->members.index);
 }
 
 void replica_applied_point(const struct replica *r, uint64_t *index, uint64_t *position, uint64_t *hash) {
@@ -109,7 +127,8 @@ void replica_applied_point(const struct replica *r, uint64_t *index, uint64_t *p
                                                 : ring_slot(&r->ring, r->applied.position)->prev_hash;
 }
 
-void replica_install(struct replica *r, uint64_t index, uint64_t position, uint64_t hash, uint64_t now_us) {
+void replica_install(struct replica *r, uint64_t index, uint64_t position, uint64_t hash,
+                     const struct replica_membership *members, uint64_t now_us) {
     CHECK(r->role != REPLICA_LEADER && position % RECORD_ALIGN == 0);
     r->now_us = now_us;
     if (r->role == REPLICA_CANDIDATE) takeover_fail(r);
@@ -117,9 +136,10 @@ void replica_install(struct replica *r, uint64_t index, uint64_t position, uint6
     r->delivered = r->applied = (struct point){.index = index, .position = position};
     r->base = position;
     r->damage = REPLICA_SOUND;
+    config_install(r, members);
     r->limit = position + r->ring.bytes;
     r->reserved_end = later(r->reserved_end, position);
-    follow_scan(r, REPLICA_SCAN_RECORDS);
+    follow_scan(r, replica_limits.scan_records);
     replica_publish_progress(r);
     replica_publish_status(r);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/replica_state.h"
+#include "plant.h"
 
 /* ---- room ---------------------------------------------------------------------------------------------------- */
 
@@ -30,11 +31,16 @@ static bool room(struct replica *r, enum record_kind kind, uint64_t span) {
     return false;
 }
 
+/* The own log, too, is written only by whoever holds its permission. */
+static bool may_write(const struct replica *r) {
+    return r->role == REPLICA_LEADER && (r->ops->holds_own(r->fabric) || planted(PLANT_OWN_UNFENCED));
+}
+
 /* ---- proposing ----------------------------------------------------------------------------------------------- */
 
 static void post_record(struct replica *r, uint32_t peer, const struct record_header *header, struct cursor before) {
     struct peer *p = &r->peers[peer];
-    if (p->sent.index != before.index || !p->pins || p->log_posts >= REPLICA_RECORD_POSTS) {
+    if (p->sent.index != before.index || !p->pins || p->log_posts >= replica_limits.record_posts) {
         r->feeding |= bit(peer);
         return;
     }
@@ -50,7 +56,7 @@ int64_t leader_append(struct replica *r, enum record_kind kind, uint32_t flags, 
     struct record_header *header = ring_slot(&r->ring, before.position);
     header->index = before.index + 1;
     header->ballot = r->ballot;
-    header->commit = r->commit.index;
+    header->commit = planted(PLANT_UNCONFIRMED_COMMIT) ? before.index : r->commit.index;
     header->prev_hash = before.hash;
     header->length = length;
     header->kind = (uint8_t)kind;
@@ -63,32 +69,42 @@ int64_t leader_append(struct replica *r, enum record_kind kind, uint32_t flags, 
     if (r->commit.index == before.index) r->committed_us = r->now_us;
     cursor_step(&r->last, header);
     if (r->last.position > r->reserved_end) r->reserved_end = r->last.position;
+    if (kind == RECORD_CONFIG) config_extended(r, header);
     for (uint32_t rest = r->confirmed & ~bit(r->self); rest; rest &= rest - 1)
         post_record(r, (uint32_t)__builtin_ctz(rest), header, before);
-    if (r->nodes == 1) leader_commit(r);
-    return (int64_t)header->index;
+    int64_t index = (int64_t)header->index;
+    if (r->alone) leader_commit(r);
+    return index;
 }
 
 uint8_t *replica_reserve(struct replica *r, enum record_kind kind, uint32_t length_max) {
-    if (r->role != REPLICA_LEADER || length_max > r->config.piece_bytes_max) return NULL;
-    if (!r->ops->holds_own(r->fabric)) return NULL;
+    if (!may_write(r) || length_max > r->config.piece_bytes_max || kind == RECORD_CONFIG) return NULL;
     uint64_t span = record_span(length_max);
     if (!room(r, kind, span)) return NULL;
     if (r->last.position + span > r->reserved_end) r->reserved_end = r->last.position + span;
+    r->reserved = r->last.index + 1;
     return (uint8_t *)(ring_slot(&r->ring, r->last.position) + 1);
 }
 
 int64_t replica_propose_reserved(struct replica *r, enum record_kind kind, uint32_t flags, struct record_origin origin,
                                  uint32_t length) {
-    if (r->role != REPLICA_LEADER || !r->ops->holds_own(r->fabric)) return REPLICA_NOT_LEADER;
+    if (!may_write(r)) return REPLICA_NOT_LEADER;
     if (length > r->config.piece_bytes_max) return REPLICA_TOO_LARGE;
+    if (kind == RECORD_CONFIG) return REPLICA_NO_CHANGE;
     if (!room(r, kind, record_span(length))) return REPLICA_FULL;
+    CHECK(r->reserved == r->last.index + 1); /* else another record has taken its place, and both are spoiled */
     return leader_append(r, kind, flags, origin, length);
 }
 
 int64_t replica_propose(struct replica *r, enum record_kind kind, uint32_t flags, struct record_origin origin,
                         const void *payload, uint32_t length) {
-    if (r->role != REPLICA_LEADER || !r->ops->holds_own(r->fabric)) return REPLICA_NOT_LEADER;
+    if (!may_write(r)) return REPLICA_NOT_LEADER;
+    if (kind == RECORD_CONFIG) return REPLICA_NO_CHANGE;
+    return leader_propose(r, kind, flags, origin, payload, length);
+}
+
+int64_t leader_propose(struct replica *r, enum record_kind kind, uint32_t flags, struct record_origin origin,
+                       const void *payload, uint32_t length) {
     if (length > r->config.piece_bytes_max) return REPLICA_TOO_LARGE;
     if (!room(r, kind, record_span(length))) return REPLICA_FULL;
     if (length) memcpy(ring_slot(&r->ring, r->last.position) + 1, payload, length);
@@ -101,39 +117,50 @@ int64_t replica_propose(struct replica *r, enum record_kind kind, uint32_t flags
 static uint64_t held_by_majority(const struct replica *r) {
     uint64_t held[FABRIC_NODES_MAX];
     uint32_t count = 0, whole = 0;
-    for (uint32_t rest = r->confirmed; rest; rest &= rest - 1) {
+    for (uint32_t rest = r->confirmed & r->voting; rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
         held[count] = i == r->self ? r->last.index : r->peers[i].acked;
         whole += held[count++] == r->last.index;
     }
-    return whole >= r->majority ? r->last.index : quorum_value(held, count, r->majority); /* mostly they hold all */
+    uint32_t enough = planted(PLANT_FIRST_ACK_COMMITS) && r->majority > 2 ? 2 : r->majority;
+    return whole >= enough ? r->last.index : quorum_value(held, count, enough); /* mostly they hold all */
 }
 
 void leader_commit(struct replica *r) {
     uint64_t index = held_by_majority(r);
-    if (index <= r->commit.index || index < r->opened) return; /* records of earlier terms: only under the own NOOP */
+    if (index <= r->commit.index) return;
+    if (index < r->opened && !planted(PLANT_EARLIER_TERM_COMMITTED)) return; /* earlier terms: only under the own NOOP */
+    uint64_t config = r->members.index;
     follow_commit(r, index);
     r->committed_us = r->now_us;
     if (r->role == REPLICA_CANDIDATE) takeover_opened(r);
+    if (r->members.index != config) config_settled(r);
 }
 
 void leader_probed(struct replica *r) {
     uint64_t reached[FABRIC_NODES_MAX];
     uint32_t count = 0;
-    for (uint32_t rest = r->confirmed; rest; rest &= rest - 1) {
+    for (uint32_t rest = r->confirmed & r->voting; rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
         reached[count++] = i == r->self ? r->probe : r->peers[i].probed;
     }
     r->probed = later(r->probed, quorum_value(reached, count, r->majority));
 }
 
+void leader_probe_peer(struct replica *r, uint32_t peer) {
+    struct peer *p = &r->peers[peer];
+    if (p->log_posts >= replica_limits.record_posts) return;
+    p->probing = r->probe;
+    log_write(r, peer, offsetof(struct replica_log_head, probe), &r->probe, sizeof r->probe, POST_PROBE, r->probe);
+}
+
 uint64_t replica_probe(struct replica *r) {
-    if (r->role != REPLICA_LEADER || !r->ops->holds_own(r->fabric)) return 0;
+    if (!may_write(r)) return 0;
     r->probe++;
+    if (planted(PLANT_READ_UNPROBED)) r->probed = r->probe;
     for (uint32_t rest = r->confirmed & ~bit(r->self); rest; rest &= rest - 1)
-        log_write(r, (uint32_t)__builtin_ctz(rest), offsetof(struct replica_log_head, probe), &r->probe,
-                  sizeof r->probe, POST_PROBE, r->probe);
-    if (r->nodes == 1) r->probed = r->probe;
+        leader_probe_peer(r, (uint32_t)__builtin_ctz(rest));
+    if (r->alone) r->probed = r->probe;
     return r->probe;
 }
 
@@ -145,7 +172,8 @@ void replica_flush_commit(struct replica *r) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
         struct peer *p = &r->peers[i];
         uint64_t commit = sooner(r->commit.index, p->sent.index); /* never ahead of the records themselves */
-        if (commit <= p->told) continue;
+        if (planted(PLANT_COMMIT_AHEAD)) commit = r->last.index;
+        if (commit <= p->told || p->log_posts >= replica_limits.record_posts) continue;
         p->told = commit;
         log_write(r, i, offsetof(struct replica_log_head, commit), &commit, sizeof commit, POST_COMMIT, commit);
     }
@@ -187,5 +215,6 @@ void leader_tick(struct replica *r) {
     confirm_limit(r);
     confirm_recycle(r);
     replica_flush_commit(r);
+    config_dismiss(r);
     if (r->role == REPLICA_LEADER && r->now_us - r->posted_us >= REPLICA_IDLE_PROBE_US) replica_probe(r);
 }

@@ -5,8 +5,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "plant.h"
+
 /* More than half of `nodes`: 1 of 1, 2 of 2, 2 of 3, 3 of 4, 3 of 5. */
-static inline uint32_t quorum_majority(uint32_t nodes) { return nodes / 2 + 1; }
+static inline uint32_t quorum_majority(uint32_t nodes) {
+    return planted(PLANT_SMALL_MAJORITY) && nodes > 2 ? nodes / 2 : nodes / 2 + 1;
+}
 static inline bool quorum_met(uint32_t members, uint32_t nodes) {
     return (uint32_t)__builtin_popcount(members) >= quorum_majority(nodes);
 }

@@ -8,7 +8,7 @@
 /* ---- life ---------------------------------------------------------------------------------------------------- */
 
 static uint64_t landing_span(const struct replica_config *c) {
-    return later(record_span(c->piece_bytes_max), REPLICA_WALK_BYTES);
+    return later(record_span(c->piece_bytes_max), replica_limits.walk_bytes);
 }
 
 uint64_t replica_log_bytes(const struct replica_config *c) {
@@ -39,7 +39,6 @@ struct replica *replica_new(const struct replica_config *config, struct fabric *
     r->config = *config;
     r->self = config->self;
     r->nodes = config->nodes;
-    r->majority = quorum_majority(config->nodes);
     r->salt = config->salt;
     r->fabric = fabric;
     r->ops = fabric->ops;
@@ -51,6 +50,10 @@ struct replica *replica_new(const struct replica_config *config, struct fabric *
     r->random = config->seed ^ ((uint64_t)config->self << 32);
     ring_init(&r->ring, (uint8_t *)log + REPLICA_RING_OFFSET, config->ring_bytes, record_span(config->piece_bytes_max));
     for (uint32_t i = 0; i < r->nodes; i++) r->peers[i].walk.landing = r->landings + i * landing_span(config);
+    if (!config_form(r)) {
+        replica_free(r);
+        return NULL;
+    }
     return r;
 }
 
@@ -90,6 +93,7 @@ static void log_completed(struct replica *r, uint32_t peer, const struct fabric_
     }
     switch (kind) {
     case POST_RECORD:
+        if (!confirm_landed(r, peer, value)) return;
         p->acked = value;
         if (value > r->commit.index) leader_commit(r);
         break;
@@ -102,6 +106,7 @@ static void log_completed(struct replica *r, uint32_t peer, const struct fabric_
     case POST_WALK: walk_landed(r, peer); break;
     default: break;
     }
+    if (p->stage == PEER_CONFIRMED && p->probing < r->probe) leader_probe_peer(r, peer); /* its queue was full */
 }
 
 static void background_completed(struct replica *r, uint32_t peer, const struct fabric_completion *c) {
@@ -113,8 +118,10 @@ static void background_completed(struct replica *r, uint32_t peer, const struct 
         p->inspecting = false;
         bool status, progress;
         if (done && p->inspect_generation == p->generation) {
-            p->inspected = (peer_view_whole(&p->inspect, &status, &progress), progress); /* torn: once more */
-            if (progress) p->progress = p->inspect.progress;
+            peer_view_whole(&p->inspect, &status, &progress);
+            uint64_t whose = p->inspect.progress.incarnation; /* 0: nothing published yet */
+            p->inspected = progress && (whose == p->grantor || whose == 0); /* torn, or another's: once more */
+            if (p->inspected) p->progress = p->inspect.progress;
         }
     }
     if (!done && (uint8_t)(c->id >> POST_VALUE_BITS) == p->link) p->linked = false; /* until replica_peer_up() */
@@ -123,8 +130,9 @@ static void background_completed(struct replica *r, uint32_t peer, const struct 
 bool replica_complete(struct replica *r) {
     struct fabric_completion done[REPLICA_COMPLETIONS];
     bool any = false;
-    for (int count = REPLICA_COMPLETIONS; count == REPLICA_COMPLETIONS;) {
-        count = r->ops->poll(r->fabric, done, REPLICA_COMPLETIONS);
+    int most = (int)replica_limits.completions;
+    for (int count = most; count == most;) {
+        count = r->ops->poll(r->fabric, done, most);
         for (int i = 0; i < count; i++) {
             CHECK(done[i].peer < r->nodes && done[i].peer != r->self);
             if (done[i].id >> 56 >= POST_RECORD) log_completed(r, done[i].peer, &done[i]);
@@ -141,7 +149,7 @@ static bool role_step(struct replica *r) {
     if (r->awaiting && permission_collect(r)) return true;
     if (r->role == REPLICA_CANDIDATE) return takeover_advance(r);
     if (r->role == REPLICA_LEADER) return leader_poll(r);
-    return follow_scan(r, REPLICA_SCAN_RECORDS);
+    return follow_scan(r, replica_limits.scan_records);
 }
 
 bool replica_poll(struct replica *r, uint64_t now_us) {
@@ -219,6 +227,23 @@ void replica_resign(struct replica *r, uint64_t now_us) {
     replica_publish_status(r);
 }
 
+bool replica_campaign(struct replica *r, uint64_t now_us) {
+    r->now_us = now_us;
+    r->defer_us = 0;
+    if (r->role != REPLICA_FOLLOWER || !election_may_lead(r)) return false;
+    r->leaderless_us = now_us;
+    r->planned_us = now_us + PLANNED_FACTOR * r->config.fail_us;
+    takeover_begin(r);
+    return r->role == REPLICA_CANDIDATE;
+}
+
+void replica_defer(struct replica *r, uint64_t until_us) {
+    r->defer_us = until_us;
+    replica_publish_status(r);
+}
+
+void replica_pause(struct replica *r, bool paused) { r->paused = paused; }
+
 /* ---- accessors ----------------------------------------------------------------------------------------------- */
 
 uint64_t replica_oldest(const struct replica *r) {
@@ -268,14 +293,26 @@ uint32_t replica_alive(const struct replica *r) {
     return mask;
 }
 
+uint32_t replica_evicted(const struct replica *r) { return r->role == REPLICA_LEADER ? r->evicted : 0; }
+
 uint32_t replica_confirmed(const struct replica *r) { return r->role == REPLICA_LEADER ? r->confirmed : 0; }
+
+uint32_t replica_heirs(const struct replica *r) {
+    uint32_t mask = replica_confirmed(r) & ~bit(r->self);
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+        const struct peer *p = &r->peers[__builtin_ctz(rest)];
+        if (!p->alive || p->suspected || !p->status.eligible) mask &= ~(rest & -rest);
+    }
+    return mask;
+}
 
 uint64_t replica_deadline_us(const struct replica *r) {
     uint64_t deadline_us = r->wake_us;
     if (r->role == REPLICA_CANDIDATE) deadline_us = r->now_us + r->config.request_us;
     if (r->role == REPLICA_LEADER)
         for (uint32_t i = 0; i < r->nodes; i++)
-            if (i != r->self && r->peers[i].linked && r->peers[i].alive && r->peers[i].stage == PEER_APART)
+            if (i != r->self && r->peers[i].linked && r->peers[i].alive && r->peers[i].stage == PEER_APART &&
+                !config_is_gone(r, i))
                 deadline_us = sooner(deadline_us, later(r->peers[i].retry_us, r->now_us + r->config.request_us));
     return deadline_us;
 }

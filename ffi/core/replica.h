@@ -12,6 +12,7 @@
 #ifndef MUSIDECAR_REPLICA_H
 #define MUSIDECAR_REPLICA_H
 
+#include "core/membership.h"
 #include "core/record.h"
 #include "fabric/fabric.h"
 
@@ -38,6 +39,7 @@ struct replica_status { /* written by the owner, read by all */
     uint32_t leader;        /* who the owner takes for the leader, or REPLICA_NOBODY */
     uint32_t eligible;      /* may lead: backend up, clean, caught up, not joining */
     uint32_t interval_us;   /* the owner's next tick comes within this */
+    uint64_t incarnation;   /* of the owner */
     uint64_t check;         /* mix of the other words: a torn read does not match */
 };
 struct replica_progress { /* written by the owner, read by all */
@@ -47,10 +49,12 @@ struct replica_progress { /* written by the owner, read by all */
     uint64_t applied_index;      /* copied out by the owner */
     uint64_t applied_position;   /* the ring before this position may be reused */
     uint64_t oldest_position;    /* the ring still holds the records from here on */
+    uint64_t incarnation;        /* of the owner */
     uint64_t check;
 };
-struct replica_request { _Alignas(64) uint64_t number; };              /* element i: written by peer i */
-struct replica_ack { _Alignas(64) uint64_t number; uint64_t epoch; uint64_t check; }; /* element j: written by peer j */
+/* Both carry the incarnation of the writer. */
+struct replica_request { _Alignas(64) uint64_t number; uint64_t incarnation, check; };    /* element i: written by peer i */
+struct replica_ack { _Alignas(64) uint64_t number; uint64_t epoch, incarnation, check; }; /* element j: written by peer j */
 struct replica_background {
     struct replica_status status;
     struct replica_progress progress;
@@ -61,7 +65,7 @@ struct replica_background {
 /* ---- configuration ------------------------------------------------------------------------------------------- */
 
 struct replica_config {
-    uint32_t self, nodes;
+    uint32_t self, nodes;     /* nodes: slots, whether they have a member or not */
     uint64_t ring_bytes;      /* power of two */
     uint32_t piece_bytes_max; /* longest payload of one record */
     uint64_t salt;            /* from the cluster's secret: foreign or forged bytes never validate */
@@ -69,8 +73,13 @@ struct replica_config {
     uint32_t fail_us;         /* ... for this: taken for dead */
     uint32_t late_us;         /* a sampler that woke this much late gives no verdict */
     uint32_t request_us;      /* a permission request unanswered for this is repeated, backed off */
-    uint32_t pin_us;          /* a follower that holds up the full ring for this is dropped; 0: suspect_us */
+    uint32_t pin_us;          /* a follower that holds up the ring for this is dropped; 0: suspect_us */
+    uint64_t pin_bytes;       /* ... and so many bytes of it, before COMMANDs have to wait; 0: five eighths of the ring */
     uint64_t seed;            /* for back-off */
+    uint64_t incarnation;     /* own; larger in each life of this node that begins without memory. 0: INCARNATION_FIRST */
+    /* Of the formation, the same everywhere and for ever: who was a member before the first CONFIG record. All 0: every
+     * node, as INCARNATION_FIRST. A replica that is no member follows if it is let, counts for nothing and never leads. */
+    uint64_t members[FABRIC_NODES_MAX];
 };
 
 enum replica_role { REPLICA_FOLLOWER = 0, REPLICA_CANDIDATE = 1, REPLICA_LEADER = 2 };
@@ -93,15 +102,29 @@ bool replica_poll(struct replica *r, uint64_t now_us);
 void replica_peer_down(struct replica *r, uint32_t peer, uint64_t now_us); /* proof of death, or judged stopped */
 void replica_peer_up(struct replica *r, uint32_t peer, uint64_t now_us);   /* its link stands (first time, or again) */
 void replica_set_eligible(struct replica *r, bool eligible);
-/* Stop leading (backend lost, switchover); the replica stays a follower until eligible and needed again. */
+/* Stop leading (backend lost); the replica stays a follower until eligible and needed again. */
 void replica_resign(struct replica *r, uint64_t now_us);
+/* Campaign now, though another one leads: a planned hand-over. False: this replica is no follower, or may not lead. */
+bool replica_campaign(struct replica *r, uint64_t now_us);
+/* Do not campaign before then: somebody else is about to, by plan. 0: no more. */
+void replica_defer(struct replica *r, uint64_t until_us);
+/* While paused this replica campaigns by replica_campaign() only. */
+void replica_pause(struct replica *r, bool paused);
+/* Bit i: a confirmed follower that says of itself that it may lead, when leading. */
+uint32_t replica_heirs(const struct replica *r);
 
 /* ---- the leader ---------------------------------------------------------------------------------------------- */
 
-enum replica_propose_error { REPLICA_NOT_LEADER = -1, REPLICA_FULL = -2, REPLICA_TOO_LARGE = -3 };
+enum replica_propose_error {
+    REPLICA_NOT_LEADER = -1,
+    REPLICA_FULL = -2,
+    REPLICA_TOO_LARGE = -3,
+    REPLICA_NOT_NOW = -4,  /* a change of membership that has to wait */
+    REPLICA_NO_CHANGE = -5 /* it is none: see membership_take() */
+};
 
 /* A place in the own ring for a payload of up to `length_max` bytes, to be filled and then proposed with
- * replica_propose_reserved() before anything else is called; NULL when not leader, too long or no room. COMMANDs never
+ * replica_propose_reserved() before anything else is proposed; NULL when not leader, too long or no room. COMMANDs never
  * take the ring's last quarter, nothing but a term's NOOP its last sixteenth. */
 uint8_t *replica_reserve(struct replica *r, enum record_kind kind, uint32_t length_max);
 /* Both return the record's index (> 0) or an error. The outcome of an index is known when replica_commit() reaches it;
@@ -110,6 +133,13 @@ int64_t replica_propose_reserved(struct replica *r, enum record_kind kind, uint3
                                  uint32_t length);
 int64_t replica_propose(struct replica *r, enum record_kind kind, uint32_t flags, struct record_origin origin,
                         const void *payload, uint32_t length);
+
+/* Proposes the CONFIG record that adds this incarnation in an empty slot, or, with 0, removes the member in the slot.
+ * The index, or an error: NOT_NOW while an earlier change is undecided, when the incarnation to be added does not keep
+ * up as a follower yet, or when no majority of the membership to be would be confirmed; NO_CHANGE when the slot is
+ * taken or empty, the incarnation is not larger than every earlier one there, or nobody would be left. A leader may remove
+ * itself: it steps down when that is decided. (replica_propose() takes no CONFIG records.) */
+int64_t replica_propose_member(struct replica *r, uint32_t slot, uint64_t incarnation);
 
 /* A permission probe: returns its number; done when replica_probed() >= it. 0 when not leader. Reads answered after a
  * probe that started after they arrived are linearizable. */
@@ -134,17 +164,27 @@ uint64_t replica_hash(const struct replica *r);   /* running hash up to the comm
 uint64_t replica_free_bytes(const struct replica *r);
 uint32_t replica_suspects(const struct replica *r); /* bit i: no heartbeat of peer i for suspect_us */
 uint32_t replica_alive(const struct replica *r);    /* bit i: peer i taken for alive (self included) */
+uint32_t replica_evicted(const struct replica *r);   /* bit i: dropped because it held up the ring, and not back yet; when leading */
 uint32_t replica_confirmed(const struct replica *r); /* bit i: confirmed follower (self included), when leading */
-/* A follower that the ring has left behind, or whose log contradicts the cluster's: it must install a snapshot. */
+/* A follower that the ring has left behind, or whose log contradicts the cluster's: it must install a snapshot. Who was
+ * left behind is sound again when nobody alive is ahead any more. */
 enum replica_damage { REPLICA_SOUND = 0, REPLICA_LAPPED = 1, REPLICA_DIVERGED = 2 };
 enum replica_damage replica_damage(const struct replica *r);
 /* Whose state to install then: the leader's, or, when nobody can lead without this replica, that of the alive peer that
  * has applied most; REPLICA_NOBODY when none has applied more than is committed here. */
 uint32_t replica_source(const struct replica *r);
-/* Start of a log that continues after `index`: state up to there came by a snapshot. Only on a non-leader. */
-void replica_install(struct replica *r, uint64_t index, uint64_t position, uint64_t hash, uint64_t now_us);
+/* Start of a log that continues after `index`: state up to there came by a snapshot, with the membership in force there.
+ * Only on a non-leader. */
+void replica_install(struct replica *r, uint64_t index, uint64_t position, uint64_t hash,
+                     const struct replica_membership *members, uint64_t now_us);
 /* What a snapshot of the applied state needs to name: index, position and hash after the last replica_applied(). */
 void replica_applied_point(const struct replica *r, uint64_t *index, uint64_t *position, uint64_t *hash);
+struct replica_membership replica_applied_members(const struct replica *r);
+/* The membership at the commit index: bit i: slot i has a member; which incarnation (0: none); is it this replica? */
+uint32_t replica_members(const struct replica *r);
+uint64_t replica_incarnation(const struct replica *r, uint32_t slot);
+bool replica_is_member(const struct replica *r);
+uint64_t replica_own_incarnation(const struct replica *r);
 /* When the replica next wants replica_poll() without an outside event (back-off, retry); UINT64_MAX: never. */
 uint64_t replica_deadline_us(const struct replica *r);
 

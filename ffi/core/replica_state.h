@@ -5,6 +5,7 @@
  *   election.c    heartbeats, verdicts, when to campaign     confirm.c   confirmed followers: join, feed, drop, recycle
  *   permission.c  asking, serving and collecting grants      follow.c    reading the own ring, handing records out
  *   takeover.c    from the permissions to the first NOOP     walk.c      reading a peer's ring record by record
+ *   config.c      who belongs to it, who votes
  *
  * Cursors: applied <= delivered <= commit <= last. `last` is the end of the log: on a leader what it proposed, on a
  * candidate what its ring holds, elsewhere how far headers were looked at beyond the commit index (no more than a hint:
@@ -14,17 +15,12 @@
 #define MUSIDECAR_REPLICA_STATE_H
 
 #include "check.h"
+#include "core/limits.h"
 #include "core/quorum.h"
 #include "core/replica.h"
 #include "core/ring.h"
 
-#define REPLICA_COMPLETIONS 64u      /* taken from the fabric at once */
-#define REPLICA_RECORD_POSTS 512u    /* in flight to one follower; beyond, records are fed in larger posts */
-#define REPLICA_FEED_BYTES (256u << 10) /* records copied to a follower by one post */
-#define REPLICA_FEED_POSTS 8u        /* such posts in flight to one follower */
-#define REPLICA_SCAN_RECORDS 4096u   /* validated by a follower per poll */
-#define REPLICA_WALK_FIRST 4096u     /* first read of a walk: mostly there is nothing */
-#define REPLICA_WALK_BYTES (64u << 10)
+#define PLANNED_FACTOR 8ull          /* for so many times fail_us a replica that campaigns by plan tries again */
 #define REPLICA_IDLE_PROBE_US 20000u /* a silent leader asks this often whether it is one still */
 
 /* What a post was for: the top byte of its id; below it 8 bits of generation and 48 of value. */
@@ -41,6 +37,10 @@ enum post_kind {
 };
 #define POST_VALUE_BITS 48
 #define POST_VALUE_MASK ((1ull << POST_VALUE_BITS) - 1)
+
+struct point { /* a cursor whose hash nobody needs */
+    uint64_t index, position;
+};
 
 enum walk_mode {
     WALK_NONE = 0,
@@ -86,6 +86,7 @@ struct peer {
     struct peer_view sample, inspect; /* where reads land */
     /* permission */
     uint64_t served;  /* its request number last served here */
+    uint64_t grantor; /* incarnation that granted the present session */
     uint64_t request; /* number of the own request to it */
     uint64_t asked_us, rung_us;
     uint32_t refusals; /* attempts to join it that came to nothing, in a row */
@@ -96,7 +97,9 @@ struct peer {
     bool headed, inspected, announced, pins; /* pins: its applied position holds the ring */
     uint32_t log_posts; /* in flight */
     struct cursor sent;
+    struct point landed;          /* behind the last record completed; until it pins the ring */
     uint64_t acked, told, probed; /* last index completed, commit index told, probe number completed */
+    uint64_t probing;             /* probe number posted */
     uint64_t head;                /* where its minimal proposal lands */
     uint64_t moved_us;            /* its applied position last moved */
     uint64_t retry_us;
@@ -123,20 +126,19 @@ struct takeover {
     uint64_t ballot_seen; /* largest ballot met */
 };
 
-struct point { /* a cursor whose hash nobody needs */
-    uint64_t index, position;
-};
-
 struct replica {
     /* the request path */
     enum replica_role role;
-    uint32_t self, nodes, majority, confirmed;
+    uint32_t self, nodes, majority, confirmed; /* majority: of the members in force */
+    uint32_t voting; /* bit i: whoever granted from slot i is the member there; only these count */
+    bool alone;      /* this replica is the only member */
     struct fabric *fabric;
     const struct fabric_ops *ops;
     struct ring ring;
     uint64_t salt, ballot, limit; /* limit: no byte at or beyond this position may be written */
     struct cursor last, commit;
     struct point delivered, applied;
+    uint64_t reserved;     /* index of the record whose place replica_reserve() last gave away */
     uint64_t reserved_end; /* the own ring is written up to here at most */
     uint32_t feeding;      /* bit i: peer i lacks records that were not posted to it yet */
     uint64_t opened;       /* index of this term's NOOP; nothing commits before it does */
@@ -144,6 +146,11 @@ struct replica {
     struct replica_log_head *head;
     struct replica_background *background;
     struct peer peers[FABRIC_NODES_MAX];
+
+    /* membership: config.c */
+    uint64_t incarnation;
+    struct replica_membership members, latest, applied_members;
+    uint64_t config_ahead; /* a CONFIG record was seen here, beyond the commit index then; a hint */
 
     /* follower */
     uint64_t heard; /* highest commit index heard of */
@@ -154,12 +161,16 @@ struct replica {
     /* leader */
     uint64_t probe, probed;
     uint64_t committed_us; /* the commit index last moved, or there was nothing to commit */
+    uint32_t evicted;      /* bit i: peer i held up the ring and was dropped */
 
     /* election */
     bool eligible;
     uint32_t leader;
     uint64_t leaderless_us; /* since when there is no healthy leader */
     uint64_t hold_us;       /* after resigning: not before this */
+    uint64_t defer_us;      /* another one is to lead by plan: not before this */
+    bool paused;            /* campaigns by plan only: ... */
+    uint64_t planned_us;    /* until then it does */
     uint64_t backoff_us;
     uint64_t tick_us;       /* last tick, and when the next was promised */
     uint32_t interval_us;
@@ -202,7 +213,7 @@ void election_sampled(struct replica *r, uint32_t peer, bool done);
 void election_verdict(struct replica *r);
 void election_consider(struct replica *r); /* campaign, if it is up to this replica */
 void election_lost(struct replica *r, uint32_t peer); /* peer is taken for dead */
-bool election_may_lead(const struct replica *r);
+bool election_may_lead(struct replica *r);
 uint64_t election_backoff(struct replica *r, uint32_t attempts);
 void election_adopt_view(struct replica *r, struct peer *p, const struct peer_view *view);
 bool peer_view_whole(const struct peer_view *view, bool *status, bool *progress);
@@ -230,8 +241,11 @@ void walk_resume(struct replica *r, uint32_t peer);
 /* ---- leader.c */
 int64_t leader_append(struct replica *r, enum record_kind kind, uint32_t flags, struct record_origin origin,
                       uint32_t length);
+int64_t leader_propose(struct replica *r, enum record_kind kind, uint32_t flags, struct record_origin origin,
+                       const void *payload, uint32_t length);
 void leader_commit(struct replica *r);
 void leader_probed(struct replica *r);
+void leader_probe_peer(struct replica *r, uint32_t peer); /* now, or when its queue is shorter */
 void leader_step_down(struct replica *r);
 void leader_tick(struct replica *r);
 bool leader_poll(struct replica *r);
@@ -241,9 +255,27 @@ void confirm_inspect(struct replica *r, uint32_t peer); /* posts the reads that 
 void confirm_peer(struct replica *r, uint32_t peer, struct cursor held);
 void confirm_lose(struct replica *r, uint32_t peer); /* its log link broke, or it is dropped */
 bool confirm_advance(struct replica *r);             /* joins, leader only */
+bool confirm_landed(struct replica *r, uint32_t peer, uint64_t index); /* false: it no longer counts */
 void confirm_feed(struct replica *r, uint32_t peer);
 void confirm_limit(struct replica *r);
 void confirm_recycle(struct replica *r);
+
+/* ---- config.c */
+bool config_form(struct replica *r); /* from the configuration; false: it is impossible */
+void config_install(struct replica *r, const struct replica_membership *members);
+void config_count(struct replica *r); /* who votes: after a grant, or a change of what is in force */
+void config_extended(struct replica *r, const struct record_header *header); /* a CONFIG record came at the end */
+void config_reset(struct replica *r);                                        /* `last` went back to the commit index */
+void config_decided(struct replica *r, const struct record_header *header);  /* the commit index passed one */
+void config_applied(struct replica *r, const struct record_header *header);
+bool config_is_member(struct replica *r);      /* this replica, at the end of its log */
+bool config_majority_alive(struct replica *r); /* as far as this replica sees */
+bool config_is_gone(const struct replica *r, uint32_t peer); /* removed, or a former life: to be ignored */
+void config_settled(struct replica *r);
+void config_dismiss(struct replica *r);
+static inline bool config_quorum(const struct replica *r, uint32_t nodes) {
+    return (uint32_t)__builtin_popcount(nodes & r->voting) >= r->majority;
+}
 
 /* ---- follow.c */
 bool follow_scan(struct replica *r, uint32_t records_max);

@@ -15,6 +15,7 @@
 #include <stddef.h>
 
 #include "core/replica_state.h"
+#include "plant.h"
 
 static bool all(const struct replica *r, bool (*done)(const struct peer *)) {
     for (uint32_t rest = r->takeover.members & ~bit(r->self); rest; rest &= rest - 1)
@@ -39,6 +40,9 @@ void takeover_begin(struct replica *r) {
     permission_take_own(r);
     if (r->damage != REPLICA_SOUND) return;
     r->role = REPLICA_CANDIDATE;
+    r->evicted = 0;
+    r->opened = UINT64_MAX; /* until the NOOP is proposed nothing is committed, whoever holds what is fed before it */
+    if (r->config_ahead > r->commit.index) follow_extend(r); /* majorities count in what the own log ends with */
     *t = (struct takeover){.stage = TAKEOVER_PERMISSION, .members = bit(r->self), .source = REPLICA_NOBODY,
                            .attempts = t->attempts};
     t->ballot_seen = later(r->ballot, r->head->min_proposal);
@@ -50,7 +54,7 @@ void takeover_begin(struct replica *r) {
         if (i == r->self) continue;
         p->refusals = 0;
         p->retry_us = 0;
-        if (p->linked) permission_ask(r, i);
+        if (p->linked && !config_is_gone(r, i)) permission_ask(r, i);
     }
 }
 
@@ -82,7 +86,7 @@ void takeover_lost(struct replica *r, uint32_t peer) {
     struct takeover *t = &r->takeover;
     t->members &= ~bit(peer);
     if (t->source == peer) t->source = REPLICA_NOBODY;
-    if (t->stage > TAKEOVER_PERMISSION && !quorum_met(t->members, r->nodes)) takeover_fail(r);
+    if (t->stage > TAKEOVER_PERMISSION && !config_quorum(r, t->members)) takeover_fail(r);
 }
 
 /* ---- the steps: each returns true when it moved on ------------------------------------------------------------- */
@@ -90,14 +94,14 @@ void takeover_lost(struct replica *r, uint32_t peer) {
 static void ask_again(struct replica *r) {
     for (uint32_t i = 0; i < r->nodes; i++) {
         struct peer *p = &r->peers[i];
-        if (i == r->self || !p->linked) continue;
+        if (i == r->self || !p->linked || config_is_gone(r, i)) continue;
         if (p->stage == PEER_APART && r->now_us >= p->retry_us) permission_ask(r, i);
         if (p->stage == PEER_ASKED && r->now_us - p->rung_us >= r->config.request_us) permission_ring(r, i);
     }
 }
 
 static bool permission(struct replica *r) {
-    if (!quorum_met(r->takeover.members, r->nodes)) {
+    if (!config_quorum(r, r->takeover.members)) {
         ask_again(r);
         return false;
     }
@@ -186,7 +190,7 @@ static void announce(struct replica *r) {
         t->ballot_seen = later(t->ballot_seen, ring_slot(&r->ring, at.position)->ballot);
         ring_step(&r->ring, &at);
     }
-    r->ballot = ((t->ballot_seen >> 8) + 1) << 8 | r->self;
+    r->ballot = ((t->ballot_seen >> 8) + (planted(PLANT_BALLOT_REUSED) && r->ballot ? 0 : 1)) << 8 | r->self;
     __atomic_store_n(&r->head->min_proposal, r->ballot, __ATOMIC_RELEASE);
     t->stage = TAKEOVER_SURVEY;
     for (uint32_t rest = t->members & ~bit(r->self); rest; rest &= rest - 1) {
@@ -224,7 +228,7 @@ static bool survey(struct replica *r) {
         ballot = w->ballot;
         index = w->at.index;
     }
-    if (best == r->self) {
+    if (best == r->self || (planted(PLANT_PREPARE_SKIPPED) && r->committed_us)) {
         match(r);
         return true;
     }
@@ -255,7 +259,13 @@ static bool adopt(struct replica *r) {
     return true;
 }
 
+/* The log is chosen: the membership at its end is what counts from here on, whatever was in force before. Those that
+ * granted it theirs before it read them must be a majority of that, and it must be a member itself. */
 static void match(struct replica *r) {
+    if (!(r->voting & bit(r->self)) || !config_quorum(r, r->takeover.members)) {
+        takeover_fail(r); /* the next attempt begins with this log */
+        return;
+    }
     r->takeover.stage = TAKEOVER_MATCH;
     for (uint32_t rest = r->takeover.members & ~bit(r->self); rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
@@ -306,7 +316,7 @@ static bool match_done(struct replica *r) {
     r->confirmed |= bit(r->self);
     uint32_t members = ready(r);
     if (r->role != REPLICA_CANDIDATE) return true;
-    if (!(members & bit(r->self)) || !quorum_met(members, r->nodes)) return false; /* until more is applied */
+    if (!(members & bit(r->self)) || !config_quorum(r, members)) return false; /* until more is applied */
     r->times.prepared_us = r->now_us;
     r->takeover.stage = TAKEOVER_OPEN;
     r->opened = r->last.index + 1;

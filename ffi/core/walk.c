@@ -20,13 +20,13 @@ void walk_begin(struct replica *r, uint32_t peer, enum walk_mode mode, struct cu
     w->at = from;
     w->until = until;
     w->ballot = 0;
-    w->want = REPLICA_WALK_FIRST;
+    w->want = replica_limits.walk_first;
     walk_read(r, peer);
 }
 
 static uint32_t landing_bytes(const struct replica *r) {
     uint64_t record = record_span(r->config.piece_bytes_max);
-    return (uint32_t)(record > REPLICA_WALK_BYTES ? record : REPLICA_WALK_BYTES);
+    return (uint32_t)(record > replica_limits.walk_bytes ? record : replica_limits.walk_bytes);
 }
 
 /* Does the slot begin like the record wanted, but go on behind what was read? */
@@ -48,7 +48,9 @@ static bool copy_record(struct replica *r, const struct walk *w, const struct re
     CHECK(w->at.index == r->last.index && w->at.position == r->last.position);
     if (end > r->applied.position + r->ring.bytes) return false;
     memcpy(ring_slot(&r->ring, w->at.position), header, record_bytes(header->length));
+    header = ring_slot(&r->ring, w->at.position);
     ring_step(&r->ring, &r->last);
+    if (header->kind == RECORD_CONFIG) config_extended(r, header);
     if (end > r->reserved_end) r->reserved_end = end;
     return true;
 }

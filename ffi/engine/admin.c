@@ -8,9 +8,11 @@
 #include <sys/socket.h>
 
 #include "engine/engine_state.h"
+#include "protocols/redis/role.h"
 
 #define CONNECT_US 100000ull
 #define PING_US 100000ull
+#define PING_WAITING_US 5000u /* a request waits for its answer: is the backend alive? */
 #define ROLE_US 5000ull
 
 static void admin_queue(struct engine *e, struct admin_expect expect, const void *bytes, size_t length) {
@@ -26,15 +28,74 @@ void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_
     admin_queue(e, (struct admin_expect){.kind = kind}, bytes, length);
 }
 
-void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length) {
-    admin_queue(e, (struct admin_expect){ADMIN_CLIENT, to}, bytes, length);
+void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length, bool travels) {
+    travels = travels && length + 8 <= e->config.replica.piece_bytes_max;
+    if (travels) buffer_append(&e->admin.settings, bytes, length);
+    admin_queue(e, (struct admin_expect){ADMIN_CLIENT, to, travels ? (uint32_t)length : 0}, bytes, length);
+}
+
+static void answer_client(struct engine *e, const struct destination *to, const void *bytes, size_t length) {
+    if (to->node != e->self) {
+        link_answer(e, to, bytes, length);
+        return;
+    }
+    struct client *c = client_find(e, to->slot, to->generation);
+    if (c != NULL) client_answer(e, c, bytes, length);
+}
+
+/* What was done here is done on every node once it is logged; whoever asked for it is answered then. */
+static void setting_done(struct engine *e, const struct admin_expect *x, const void *answer, size_t length) {
+    struct admin *a = &e->admin;
+    *(struct admin_answer *)queue_push(&a->done) =
+        (struct admin_answer){.to = x->to, .request_bytes = x->setting_bytes, .answer_bytes = (uint32_t)length};
+    buffer_append(&a->logging, buffer_bytes(&a->settings), x->setting_bytes);
+    buffer_append(&a->logging, answer, length);
+    admin_settings_log(e);
+}
+
+/* Each turn: what is done goes into the log, in order, and is answered once it is committed. */
+void admin_settings_log(struct engine *e) {
+    struct admin *a = &e->admin;
+    const uint8_t *bytes = buffer_bytes(&a->logging);
+    if (e->batch != NULL || e->big.active) return; /* the record being filled comes first */
+    for (uint64_t i = a->done.head; i < a->done.tail && engine_leads(e); i++) {
+        struct admin_answer *d = queue_at(&a->done, i);
+        uint64_t kind = ADMIN_RECORD_SETTING;
+        uint8_t *payload = d->index == 0 ? replica_reserve(e->replica, RECORD_ADMIN, d->request_bytes + 8) : NULL;
+        if (d->index == 0 && payload == NULL) break;
+        if (d->index == 0) {
+            memcpy(payload, &kind, sizeof kind);
+            memcpy(payload + sizeof kind, bytes, d->request_bytes);
+            int64_t index = replica_propose_reserved(e->replica, RECORD_ADMIN, 0, (struct record_origin){0, 0, 0}, d->request_bytes + 8);
+            if (index <= 0) break;
+            d->index = e->admin_index = (uint64_t)index;
+        }
+        bytes += d->request_bytes + d->answer_bytes;
+    }
+    for (struct admin_answer *d = queue_front(&a->done); d != NULL; d = queue_front(&a->done)) {
+        if (d->index == 0 || d->index > replica_commit(e->replica)) return;
+        answer_client(e, &d->to, buffer_bytes(&a->logging) + d->request_bytes, d->answer_bytes);
+        buffer_consume(&a->logging, d->request_bytes + d->answer_bytes);
+        queue_pop(&a->done);
+    }
+}
+
+/* This node does not lead any more: what became of them nobody can tell. */
+void admin_settings_drop(struct engine *e) {
+    struct admin *a = &e->admin;
+    for (struct admin_answer *d = queue_front(&a->done); d != NULL; d = queue_front(&a->done)) {
+        struct client *c = d->to.node == e->self ? client_find(e, d->to.slot, d->to.generation) : NULL;
+        queue_pop(&a->done);
+        if (c != NULL) client_close(e, c);
+    }
+    buffer_clear(&a->logging);
 }
 
 /* Whether new requests are answered with -BUSY, here and at the nodes whose clients this one serves. */
 void busy_set(struct engine *e, bool busy) {
     if (e->takeover == TAKE_IDLE || e->context.busy == busy) return;
     e->context.busy = busy;
-    if (engine_leads(e)) link_announce(e, true);
+    if (engine_leads(e) && !e->handover.waits) link_announce(e, true); /* a hand-over that comes to nothing announces it */
 }
 
 void admin_ask_role(struct engine *e) {
@@ -42,7 +103,7 @@ void admin_ask_role(struct engine *e) {
     if (a->role_pending || a->socket.source.fd < 0) return;
     a->role_pending = true;
     a->asked_us = e->now_us;
-    static const char role[] = "*1\r\n$4\r\nROLE\r\n";
+    static const char role[] = ASK_ROLE;
     admin_send(e, ADMIN_ROLE, role, sizeof role - 1);
 }
 
@@ -51,6 +112,7 @@ void admin_close(struct engine *e) {
     source_close(e, &a->socket.source);
     buffer_clear(&a->socket.out);
     buffer_clear(&a->bytes);
+    buffer_clear(&a->settings);
     for (struct admin_expect *x = queue_front(&a->expects); x != NULL; x = queue_front(&a->expects)) {
         bool own = x->kind == ADMIN_CLIENT && x->to.node == e->self;
         struct client *c = own ? client_find(e, x->to.slot, x->to.generation) : NULL;
@@ -64,7 +126,7 @@ void admin_close(struct engine *e) {
 
 static void admin_connect(struct engine *e) {
     struct admin *a = &e->admin;
-    if (e->now_us < a->connect_us) return;
+    if (a->left_alone || e->now_us < a->connect_us) return;
     a->connect_us = e->now_us + CONNECT_US;
     int fd = backend_connect(e);
     if (fd < 0) return;
@@ -82,7 +144,15 @@ static void admin_connect(struct engine *e) {
     if (a->socket.source.fd < 0) return;
     engine_log(e, 20, a->was_up ? "the backend is back" : "the backend is there");
     a->was_up = true;
-    backend_set(e, BACKEND_DIRTY);
+    a->up_us = e->now_us;
+    backend_set(e, e->feed.stays ? BACKEND_SYNCING : BACKEND_DIRTY);
+    scripts_hand_on(e, false);
+}
+
+/* Has the oldest request on the shared connection waited for a while? */
+static bool somebody_waits(const struct engine *e) {
+    const struct expect *oldest = queue_front(&e->shared.expects);
+    return oldest != NULL && e->now_ns - oldest->since_ns >= PING_WAITING_US * 1000ull;
 }
 
 void admin_tick(struct engine *e) {
@@ -91,8 +161,8 @@ void admin_tick(struct engine *e) {
         admin_connect(e);
         return;
     }
-    if (!a->ping_pending && e->now_us - a->heard_us >= PING_US) {
-        static const char ping[] = "*1\r\n$4\r\nPING\r\n";
+    if (!a->ping_pending && e->now_us - a->heard_us >= (somebody_waits(e) ? PING_WAITING_US : PING_US)) {
+        static const char ping[] = ASK_PING;
         a->ping_pending = true;
         a->heard_us = e->now_us; /* from here the time-out runs */
         admin_send(e, ADMIN_PING, ping, sizeof ping - 1);
@@ -101,37 +171,28 @@ void admin_tick(struct engine *e) {
         return;
     }
     if (e->backend == BACKEND_SYNCING && e->now_us - a->asked_us >= ROLE_US) admin_ask_role(e);
-}
-
-static uint64_t number_behind(const struct buffer *bytes, const char *mark) {
-    const uint8_t *p = memmem(buffer_bytes(bytes), buffer_length(bytes), mark, strlen(mark));
-    uint64_t value = 0;
-    if (p == NULL) return 0;
-    for (p += strlen(mark); p < bytes->data + bytes->end && *p >= '0' && *p <= '9'; p++) value = value * 10 + (uint64_t)(*p - '0');
-    return value;
+    if (e->backend == BACKEND_SYNCING && e->feed.stays && e->now_us - a->up_us >= e->config.backend_timeout_us) backend_set(e, BACKEND_DIRTY);
 }
 
 static void role_answer(struct engine *e) {
-    struct buffer *bytes = &e->admin.bytes;
+    const struct buffer *bytes = &e->admin.bytes;
+    struct redis_role role;
     e->admin.role_pending = false;
-    if (buffer_bytes(bytes)[0] != '*') return; /* -LOADING */
-    bool master = memmem(buffer_bytes(bytes), buffer_length(bytes), "$6\r\nmaster\r\n", 12) != NULL;
-    uint64_t offset = master ? number_behind(bytes, "master\r\n:") : number_behind(bytes, "connected\r\n:");
-    bool connected = memmem(buffer_bytes(bytes), buffer_length(bytes), "$9\r\nconnected\r\n", 15) != NULL;
-    takeover_role(e, master, offset, connected);
+    if (!redis_role_read(buffer_bytes(bytes), buffer_length(bytes), &role)) return; /* -LOADING */
+    takeover_role(e, role.is_master, role.offset, role.is_connected);
 }
 
 static void admin_answer(struct engine *e, struct admin_expect x) {
     struct admin *a = &e->admin;
     const char *text = (const char *)buffer_bytes(&a->bytes);
     size_t length = buffer_length(&a->bytes);
-    struct client *c;
     a->heard_us = e->now_us;
     switch (x.kind) {
         case ADMIN_SWALLOW: break;
         case ADMIN_PING:
             a->ping_pending = false;
             busy_set(e, length > 5 && memcmp(text, "-BUSY", 5) == 0);
+            if (e->context.busy && engine_leads(e)) shared_busy(e); /* what was sent before everybody knew */
             break;
         case ADMIN_ROLE: role_answer(e); break;
         case ADMIN_PROMOTE:
@@ -143,8 +204,9 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
             break;
         case ADMIN_CLIENT:
             if (text[0] == '+') busy_set(e, false); /* the script is killed */
-            if (x.to.node != e->self) link_answer(e, &x.to, text, length);
-            else if ((c = client_find(e, x.to.slot, x.to.generation)) != NULL) client_answer(e, c, text, length);
+            if (x.setting_bytes > 0 && text[0] != '-' && engine_leads(e)) setting_done(e, &x, text, length);
+            else answer_client(e, &x.to, text, length);
+            buffer_consume(&a->settings, x.setting_bytes);
             break;
     }
 }

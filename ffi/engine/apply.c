@@ -3,7 +3,11 @@
  * state: COMMANDs that no EFFECT covers yet (a take-over may have to run them), the epoch, the scripts. Applied means
  * copied out (R3): nothing here points into the ring afterwards.
  */
+#include <stdio.h>
+#include <strings.h>
+
 #include "engine/engine_state.h"
+#include "plant.h"
 
 #define UNCOVERED_BYTES_MAX (2ull << 30)
 
@@ -21,6 +25,9 @@ void log_state_free(struct log_state *log) {
     queue_free(&log->uncovered);
     buffer_free(&log->uncovered_bytes);
     buffer_free(&log->command.bytes);
+    buffer_free(&log->effect.replies);
+    origin_free(&log->origins);
+    buffer_free(&log->settings);
     buffer_free(&log->scripts);
     free(log->script_hashes);
     *log = (struct log_state){0};
@@ -70,7 +77,7 @@ static void scripts_forget(struct log_state *log) {
 
 /* A follower's backend gets the body on the admin connection; the leader's has it from the command itself. */
 static void script_load(struct engine *e, const uint8_t *body, uint32_t length) {
-    if (e->takeover != TAKE_IDLE || e->admin.socket.source.fd < 0) return;
+    if (engine_leads(e) || e->admin.socket.source.fd < 0) return; /* also what a take-over finds in the log */
     struct buffer command = {0};
     char head[32];
     buffer_text(&command, "*3\r\n$6\r\nSCRIPT\r\n$4\r\nLOAD\r\n");
@@ -79,6 +86,107 @@ static void script_load(struct engine *e, const uint8_t *body, uint32_t length) 
     buffer_text(&command, "\r\n");
     admin_send(e, ADMIN_SWALLOW, buffer_bytes(&command), buffer_length(&command));
     buffer_free(&command);
+}
+
+/* ---- settings ------------------------------------------------------------------------------------------------------- */
+
+#define SETTING_WORDS 4 /* CONFIG SET name value: of several at once each is kept for itself */
+
+struct span { const uint8_t *bytes; size_t length; };
+
+/* The words of a request in array form, as far as there is room. Returns how many there are. */
+static uint64_t words_of(const uint8_t *bytes, size_t length, struct resp_request *request) {
+    const struct resp_limits limits = {UINT32_MAX, UINT32_MAX, 1 << 16, true};
+    resp_request_reset(request);
+    if (resp_request_feed(request, bytes, length, &limits) != RESP_DONE || request->is_inline || request->length != length) return 0;
+    return request->argc;
+}
+
+static struct span word_of(const struct resp_request *request, const uint8_t *bytes, uint64_t i) {
+    struct resp_argument a = resp_request_argument(request, bytes, i);
+    return (struct span){bytes + a.offset, a.length};
+}
+
+static void span_append(struct buffer *out, struct span s) {
+    char head[32];
+    buffer_append(out, head, (size_t)snprintf(head, sizeof head, "$%zu\r\n", s.length));
+    buffer_append(out, s.bytes, s.length);
+    buffer_text(out, "\r\n");
+}
+
+static bool span_is(struct span s, const char *word) { return s.length == strlen(word) && strncasecmp((const char *)s.bytes, word, s.length) == 0; }
+
+/* Sets the same parameter again: the earlier value need not be kept. */
+static bool replaces(const uint8_t *kept, uint32_t length, struct span name) {
+    struct resp_request request;
+    if (words_of(kept, length, &request) != SETTING_WORDS || !span_is(word_of(&request, kept, 0), "config")) return false;
+    struct span other = word_of(&request, kept, 2);
+    return other.length == name.length && strncasecmp((const char *)other.bytes, (const char *)name.bytes, name.length) == 0;
+}
+
+static void setting_forget(struct log_state *log, struct span name) {
+    struct buffer left = {0};
+    const uint8_t *at = buffer_bytes(&log->settings), *end = at + buffer_length(&log->settings);
+    while (at < end) {
+        uint32_t length;
+        memcpy(&length, at, sizeof length);
+        if (!replaces(at + sizeof length, length, name)) buffer_append(&left, at, sizeof length + length);
+        at += sizeof length + length;
+    }
+    buffer_free(&log->settings);
+    log->settings = left;
+}
+
+static void setting_add(struct log_state *log, const uint8_t *bytes, uint32_t length) {
+    struct resp_request request;
+    uint64_t words = words_of(bytes, length, &request);
+    bool config = words >= SETTING_WORDS && span_is(word_of(&request, bytes, 0), "config");
+    for (uint64_t i = 2; config && i + 1 < words; i += 2) {
+        struct span name = word_of(&request, bytes, i);
+        struct buffer one = {0};
+        buffer_text(&one, "*4\r\n$6\r\nCONFIG\r\n$3\r\nSET\r\n");
+        span_append(&one, name);
+        span_append(&one, word_of(&request, bytes, i + 1));
+        setting_forget(log, name);
+        uint32_t one_length = (uint32_t)buffer_length(&one);
+        buffer_append(&log->settings, &one_length, sizeof one_length);
+        buffer_append(&log->settings, buffer_bytes(&one), one_length);
+        buffer_free(&one);
+    }
+    if (config || words == 0) return;
+    buffer_append(&log->settings, &length, sizeof length);
+    buffer_append(&log->settings, bytes, length);
+}
+
+/* The leader that logged it has done it already. */
+static void setting_do(struct engine *e, const uint8_t *bytes, uint32_t length) {
+    if (engine_leads(e) || e->admin.socket.source.fd < 0) return;
+    admin_send(e, ADMIN_SWALLOW, bytes, length);
+}
+
+/* ---- to a backend that did not go through the log -------------------------------------------------------------------- */
+
+typedef void hand_on_one(struct engine *e, const uint8_t *bytes, uint32_t length);
+
+/* Entries are kept with their length in front. */
+static void hand_on(struct engine *e, const struct buffer *entries, hand_on_one *one) {
+    const uint8_t *at = buffer_bytes(entries);
+    for (size_t left = buffer_length(entries); left > 0;) {
+        uint32_t length;
+        memcpy(&length, at, sizeof length);
+        one(e, at + sizeof length, length);
+        at += sizeof length + length;
+        left -= sizeof length + length;
+    }
+}
+
+/* Scripts and settings, after a snapshot, or when it is there again. The scripts that a snapshot does not know were flushed
+ * meanwhile. */
+void scripts_hand_on(struct engine *e, bool afresh) {
+    static const char flush[] = "*2\r\n$6\r\nSCRIPT\r\n$5\r\nFLUSH\r\n";
+    if (afresh && e->takeover == TAKE_IDLE) admin_send(e, ADMIN_SWALLOW, flush, sizeof flush - 1);
+    hand_on(e, &e->log.scripts, script_load);
+    hand_on(e, &e->log.settings, setting_do);
 }
 
 /* ---- records ------------------------------------------------------------------------------------------------------- */
@@ -92,17 +200,27 @@ static void uncovered_add(struct log_state *log, uint64_t index, const uint8_t *
     *(struct uncovered *)queue_push(&log->uncovered) = (struct uncovered){.index = index, .length = (uint32_t)length, .own = own};
 }
 
+/* What came through other nodes is known from now on: should it come again, it is not new. */
+static void note_origins(struct log_state *log, const uint8_t *bytes, size_t length) {
+    struct command_entry entry;
+    if (!command_entry_read(bytes, length, &entry) || !(entry.flags & COMMAND_ANY_FORWARDED)) return;
+    for (size_t at = 0; command_entry_read(bytes + at, length - at, &entry); at += sizeof entry + entry.length)
+        if (entry.flags & COMMAND_FORWARDED) origin_logged(&log->origins, &entry.origin);
+}
+
 static void apply_command(struct engine *e, const struct record_header *record) {
     struct log_state *log = &e->log;
     struct assembly *a = &log->command;
     bool more = record->flags & RECORD_MORE;
     if (!a->open && !more) {
+        note_origins(log, record_payload(record), record->length);
         uncovered_add(log, record->index, record_payload(record), record->length, NULL);
         return;
     }
     buffer_append(&a->bytes, record_payload(record), record->length);
     a->open = more;
     if (more) return;
+    note_origins(log, buffer_bytes(&a->bytes), buffer_length(&a->bytes));
     if (buffer_length(&a->bytes) < OWN_BYTES_MIN) {
         uncovered_add(log, record->index, buffer_bytes(&a->bytes), buffer_length(&a->bytes), NULL);
         buffer_clear(&a->bytes);
@@ -119,6 +237,7 @@ static void uncovered_drop(struct log_state *log, const struct uncovered *u) {
 }
 
 static void cover(struct log_state *log, uint64_t covered) {
+    if (planted(PLANT_COVERED_RERUN)) covered--;
     for (struct uncovered *u = queue_front(&log->uncovered); u != NULL && u->index <= covered; u = queue_front(&log->uncovered))
         uncovered_drop(log, u);
     buffer_trim(&log->uncovered_bytes, 16u << 20);
@@ -131,19 +250,25 @@ static void apply_effect(struct engine *e, const struct record_header *record) {
     const uint8_t *bytes = record_payload(record);
     size_t length = record->length;
     if (!a->open) {
-        CHECK(length >= sizeof a->head);
-        memcpy(&a->head, bytes, sizeof a->head);
-        CHECK(a->head.epoch == log->epoch && a->head.start == log->effect_offset && a->head.end > a->head.start);
+        CHECK(effect_head_read(bytes, length, &a->head));
+        CHECK(a->head.epoch == log->epoch && a->head.start == log->effect_offset);
         bytes += sizeof a->head;
         length -= sizeof a->head;
         a->received = 0;
+        buffer_clear(&a->replies);
     }
-    CHECK(length <= a->head.end - a->head.start - a->received);
-    feed_bytes(e, a->head.start + a->received, bytes, length);
+    uint64_t stream = a->head.end - a->head.start, whole = stream + a->head.replies;
+    CHECK(length <= whole - a->received);
+    uint64_t left = a->received < stream ? stream - a->received : 0;
+    size_t streamed = length < left ? length : (size_t)left;
+    if (streamed > 0) feed_bytes(e, a->head.start + a->received, bytes, streamed);
+    buffer_append(&a->replies, bytes + streamed, length - streamed);
     a->received += length;
     a->open = record->flags & RECORD_MORE;
     if (a->open) return;
-    CHECK(a->received == a->head.end - a->head.start);
+    CHECK(a->received == whole && origin_take(&log->origins, buffer_bytes(&a->replies), buffer_length(&a->replies)));
+    buffer_clear(&a->replies);
+    buffer_trim(&a->replies, 1u << 20);
     log->effect_offset = a->head.end;
     log->effect_index = record->index;
     cover(log, a->head.covered);
@@ -162,7 +287,8 @@ static void apply_epoch(struct engine *e, const uint8_t *bytes, size_t length) {
     CHECK(length == sizeof epoch);
     memcpy(&epoch, bytes, sizeof epoch);
     struct log_state *log = &e->log;
-    CHECK(epoch.epoch == log->epoch + 1 && (log->epoch == 0 || epoch.start == log->effect_offset));
+    bool follows = epoch.start == log->effect_offset || planted(PLANT_PROMOTED_EARLY);
+    CHECK(epoch.epoch == log->epoch + 1 && (log->epoch == 0 || follows));
     log->epoch = epoch.epoch;
     log->epoch_start = log->effect_offset = epoch.start;
     memcpy(log->replid, epoch.replid, REPLID_BYTES);
@@ -183,6 +309,13 @@ static void apply_rerun(struct engine *e, const uint8_t *bytes, size_t length) {
     }
 }
 
+static void apply_pause(struct engine *e, const uint8_t *bytes) {
+    struct pause_record pause;
+    memcpy(&pause, bytes, sizeof pause);
+    e->log.paused = pause.paused;
+    engine_log(e, 20, "automatic fail-over is %s", pause.paused ? "paused" : "resumed");
+}
+
 static void apply_admin(struct engine *e, const struct record_header *record) {
     const uint8_t *bytes = record_payload(record);
     uint32_t kind;
@@ -196,12 +329,17 @@ static void apply_admin(struct engine *e, const struct record_header *record) {
             break;
         case ADMIN_RECORD_SCRIPT_FLUSH:
             scripts_forget(&e->log);
-            if (e->takeover == TAKE_IDLE && e->admin.socket.source.fd >= 0) {
+            if (!engine_leads(e) && e->admin.socket.source.fd >= 0) {
                 static const char flush[] = "*2\r\n$6\r\nSCRIPT\r\n$5\r\nFLUSH\r\n";
                 admin_send(e, ADMIN_SWALLOW, flush, sizeof flush - 1);
             }
             break;
+        case ADMIN_RECORD_SETTING:
+            setting_add(&e->log, bytes + 8, record->length - 8);
+            setting_do(e, bytes + 8, record->length - 8);
+            break;
         case ADMIN_RECORD_RERUN: apply_rerun(e, bytes, record->length); break;
+        case ADMIN_RECORD_PAUSE: apply_pause(e, bytes); break;
     }
 }
 
@@ -213,7 +351,7 @@ void apply_committed(struct engine *e) {
             case RECORD_EFFECT: apply_effect(e, record); break;
             case RECORD_NOOP: apply_noop(e); break;
             case RECORD_ADMIN: apply_admin(e, record); break;
-            case RECORD_CONFIG: break;
+            case RECORD_CONFIG: member_applied(e, record); break;
         }
         last = record->index;
         bytes += record->length;
@@ -232,7 +370,7 @@ void apply_committed(struct engine *e) {
 struct saved { /* what log_state_save() writes in front */
     uint64_t epoch, epoch_start, effect_offset, effect_index;
     char replid[REPLID_BYTES];
-    uint64_t uncovered_items, script_bytes;
+    uint64_t uncovered_items, script_bytes, paused, origin_bytes, setting_bytes;
 };
 struct saved_command { uint64_t index; uint32_t length, tried; };
 
@@ -243,8 +381,10 @@ void log_state_save(const struct log_state *log, struct buffer *out) {
     CHECK(log_state_whole(log));
     struct saved s = {.epoch = log->epoch, .epoch_start = log->epoch_start, .effect_offset = log->effect_offset,
                       .effect_index = log->effect_index, .uncovered_items = queue_length(&log->uncovered),
-                      .script_bytes = buffer_length(&log->scripts)};
+                      .script_bytes = buffer_length(&log->scripts), .paused = log->paused,
+                      .setting_bytes = buffer_length(&log->settings)};
     memcpy(s.replid, log->replid, REPLID_BYTES);
+    size_t at = buffer_length(out);
     buffer_append(out, &s, sizeof s);
     const uint8_t *shared = buffer_bytes(&log->uncovered_bytes);
     for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
@@ -254,6 +394,11 @@ void log_state_save(const struct log_state *log, struct buffer *out) {
         if (u->own == NULL) shared += u->length;
     }
     buffer_append(out, buffer_bytes(&log->scripts), s.script_bytes);
+    buffer_append(out, buffer_bytes(&log->settings), s.setting_bytes);
+    size_t before = buffer_length(out);
+    origin_save(&log->origins, out);
+    s.origin_bytes = buffer_length(out) - before;
+    memcpy(buffer_bytes(out) + at, &s, sizeof s);
 }
 
 struct reader { const uint8_t *bytes; size_t left; bool failed; };
@@ -267,18 +412,25 @@ static const uint8_t *take(struct reader *r, size_t length) {
 }
 
 static void load_commands(struct log_state *log, struct reader *r, uint64_t items) {
+    uint64_t last = 0;
     for (uint64_t i = 0; i < items && !r->failed; i++) {
         struct saved_command c = {0};
         const uint8_t *head = take(r, sizeof c);
         if (head != NULL) memcpy(&c, head, sizeof c);
         const uint8_t *bytes = take(r, c.length);
         if (bytes == NULL) return;
+        bool right = c.index > last && command_entries_whole(bytes, c.length);
+        if (!right || buffer_length(&log->uncovered_bytes) + c.length >= UNCOVERED_BYTES_MAX) {
+            r->failed = true;
+            return;
+        }
+        last = c.index;
         uncovered_add(log, c.index, bytes, c.length, NULL);
         ((struct uncovered *)queue_back(&log->uncovered))->tried = c.tried;
     }
 }
 
-static void load_scripts(struct log_state *log, struct reader *r, uint64_t bytes) {
+static void load_list(struct log_state *log, struct reader *r, uint64_t bytes, void (*add)(struct log_state *, const uint8_t *, uint32_t)) {
     while (bytes > 0 && !r->failed) {
         uint32_t length = 0;
         const uint8_t *head = take(r, sizeof length);
@@ -288,7 +440,7 @@ static void load_scripts(struct log_state *log, struct reader *r, uint64_t bytes
             r->failed = true;
             return;
         }
-        script_add(log, body, length);
+        add(log, body, length);
         bytes -= sizeof length + length;
     }
 }
@@ -306,8 +458,11 @@ bool log_state_load(struct log_state *log, const uint8_t *bytes, size_t length) 
     log->epoch_start = s.epoch_start;
     log->effect_offset = s.effect_offset;
     log->effect_index = s.effect_index;
+    log->paused = s.paused != 0;
     memcpy(log->replid, s.replid, REPLID_BYTES);
     load_commands(log, &r, s.uncovered_items);
-    load_scripts(log, &r, s.script_bytes);
-    return !r.failed && r.left == 0;
+    load_list(log, &r, s.script_bytes, script_add);
+    load_list(log, &r, s.setting_bytes, setting_add);
+    const uint8_t *origins = take(&r, s.origin_bytes);
+    return origins != NULL && r.left == 0 && origin_load(&log->origins, origins, s.origin_bytes);
 }

@@ -83,8 +83,10 @@ void client_close(struct engine *e, struct client *c) {
     buffer_free(&c->in);
     buffer_free(&c->socket.out);
     buffer_free(&c->local);
+    buffer_free(&c->unanswered);
     buffer_free(&c->session.block);
     buffer_free(&c->session.deferred);
+    if (c->has_own) own_tell(e, c, true);
     c->in_use = false;
     c->generation++;
     e->counters.clients--;
@@ -129,7 +131,7 @@ static void answer_local(struct engine *e, struct client *c, struct buffer *answ
         c->outstanding++;
     } else {
         c->outstanding++;
-        turn_local(e, (struct destination){e->self, c->slot, c->generation, 0}, buffer_bytes(answer), length);
+        turn_local(e, (struct destination){e->self, c->slot, c->generation, 0, 0}, buffer_bytes(answer), length);
     }
     buffer_clear(answer);
 }
@@ -147,6 +149,8 @@ void client_answered(struct engine *e, struct client *c, int32_t database_after,
         queue_pop(&c->pending);
         c->outstanding--;
     }
+    if (c->session.login) session_login_answered(&c->session, reply_type == '-');
+    if (c->outstanding == 0 && !c->has_decision && session_own_done(&c->session)) c->session.own = OWN_NONE;
     if (c->barrier && c->outstanding == 0 && c->verify == NULL) c->barrier = false;
     if (!c->barrier && (c->throttled || buffer_length(&c->in) > 0 || c->has_decision)) client_want_ready(e, c);
 }
@@ -208,20 +212,23 @@ static void client_wait(struct engine *e, struct client *c) {
 
 /* False: it has to wait (no leader, no room, ...). */
 static bool client_submit(struct engine *e, struct client *c, const struct session_decision *d) {
-    if (engine_leads(e)) {
+    if (e->handover.waits) return client_wait(e, c), false;
+    if (d->verdict == SESSION_OWN) {
+        if (!own_request(e, c, d)) return client_wait(e, c), false;
+    } else if (engine_leads(e)) {
         if (queue_length(&c->pending) > 0) return false;
-        struct request r = {.from = {e->self, c->slot, c->generation, ++c->sequence},
+        struct request r = {.from = {e->self, c->slot, c->generation, ++c->sequence, 0},
                             .database = (uint16_t)c->session.database,
                             .protocol = c->session.protocol,
                             .decision = d};
         if (!turn_submit(e, &r, &c->in)) return client_want_ready(e, c), false;
-    } else if (!link_forward(e, c, d)) {
+    } else if (!forward(e, c, d)) {
         client_wait(e, c);
         return false;
     }
     c->waiting_since_us = 0;
-    c->outstanding++;
-    if (d->database_after >= 0) c->barrier = true;
+    if (d->replies > d->swallow) c->outstanding++;
+    if (d->database_after >= 0 || c->session.login) c->barrier = true;
     e->counters.requests++;
     if (d->writes) e->counters.writes++;
     else e->counters.reads++;
@@ -229,6 +236,18 @@ static bool client_submit(struct engine *e, struct client *c, const struct sessi
 }
 
 enum step { STEP_ON, STEP_WAIT, STEP_CLOSED };
+
+/* Its place is the session's, where it may stand already. */
+static void client_keep(struct client *c, const struct session_decision *d) {
+    struct buffer *block = &c->session.block;
+    c->decision = *d;
+    c->has_decision = true;
+    if (d->bytes == buffer_bytes(block)) return;
+    buffer_clear(block);
+    buffer_append(block, d->bytes, d->length);
+    c->decision.bytes = buffer_bytes(block);
+    if (d->script != NULL) c->decision.script = c->decision.bytes + (d->script - d->bytes);
+}
 
 static enum step client_decide(struct engine *e, struct client *c, const struct session_decision *d, bool is_block) {
     switch (d->verdict) {
@@ -238,6 +257,11 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
             c->decision = *d; /* the transaction is gathered already: its place is the session's */
             c->has_decision = true;
             return STEP_WAIT;
+        case SESSION_OWN:
+            if (client_submit(e, c, d)) return STEP_ON;
+            client_keep(c, d);
+            return STEP_WAIT;
+        case SESSION_WAIT: return STEP_WAIT;
         case SESSION_VERIFY:
             if (c->outstanding > 0) return STEP_WAIT;
             if (verify_start(e, c, d)) return STEP_ON;
@@ -245,8 +269,9 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
             return STEP_CLOSED;
         case SESSION_ADMIN:
             if (c->outstanding > 0) return STEP_WAIT;
-            if (engine_leads(e)) admin_send_for(e, (struct destination){e->self, c->slot, c->generation, 0}, d->bytes, d->length);
-            else if (!link_forward(e, c, d)) return client_wait(e, c), STEP_WAIT;
+            if (e->handover.waits) return client_wait(e, c), STEP_WAIT;
+            if (engine_leads(e)) admin_send_for(e, (struct destination){e->self, c->slot, c->generation, 0, 0}, d->bytes, d->length, d->travels);
+            else if (!forward(e, c, d)) return client_wait(e, c), STEP_WAIT;
             c->outstanding++;
             c->barrier = true;
             return STEP_ON;
@@ -273,6 +298,7 @@ static enum step client_request(struct engine *e, struct client *c, const uint8_
     }
     buffer_clear(&e->answer);
     bool was_multi = c->session.in_multi;
+    c->session.quiet = c->outstanding == 0;
     struct session_decision d = session_step(&c->session, &e->context, request, bytes, length > whole, &e->answer);
     if (d.verdict == SESSION_NOTHING) {
         *consumed = true;
@@ -280,7 +306,7 @@ static enum step client_request(struct engine *e, struct client *c, const uint8_
     }
     bool is_block = was_multi && d.verdict == SESSION_SUBMIT;
     enum step step = client_decide(e, c, &d, is_block);
-    *consumed = step == STEP_ON || is_block;
+    *consumed = step == STEP_ON || is_block || d.verdict == SESSION_OWN;
     return step;
 }
 
@@ -300,7 +326,7 @@ static void client_bad(struct engine *e, struct client *c) {
 }
 
 static bool client_may_go_on(struct engine *e, struct client *c) {
-    if (!c->in_use || c->barrier || c->leaving) return false;
+    if (!c->in_use || c->unsettled || c->barrier || c->leaving) return false;
     if (c->has_decision) {
         if (!client_submit(e, c, &c->decision)) return false;
         c->has_decision = false;
@@ -362,6 +388,10 @@ static void client_settle(struct engine *e, struct client *c) {
     bool idle = c->outstanding == 0 && buffer_length(&c->socket.out) == 0 && !c->queued_flush;
     bool nothing_more = c->leaving || (c->ended && (buffer_length(&c->in) == 0 || !c->queued_ready) && c->waiting_since_us == 0 &&
                                        !c->barrier && !c->has_decision);
+    if (c->ended && !c->leaving && c->session.own != OWN_NONE && !c->eof_told && buffer_length(&c->in) == 0 && !c->has_decision) {
+        c->eof_told = true; /* a blocked client that goes must not be given anything */
+        own_tell(e, c, false);
+    }
     if (idle && nothing_more) {
         client_close(e, c);
         return;
@@ -419,6 +449,10 @@ void clients_ready(struct engine *e) {
         queue_pop(&e->ready);
         c->queued_ready = false;
         if (!c->in_use) continue;
+        if (c->unsettled && !forward_again(e, c)) {
+            client_settle(e, c);
+            continue;
+        }
         size_t done = client_process(e, c, buffer_bytes(&c->in), buffer_length(&c->in));
         if (c->in_use && done > 0) buffer_consume(&c->in, done);
         buffer_trim(&c->in, KEEP_BYTES);
@@ -427,15 +461,6 @@ void clients_ready(struct engine *e) {
 }
 
 /* ---- leader changes ------------------------------------------------------------------------------------------------ */
-
-void clients_drop_unknown(struct engine *e) {
-    for (uint32_t i = 0; i < e->clients_used; i++) {
-        struct client *c = &e->clients[i];
-        if (!c->in_use || (c->outstanding == 0 && c->releasable == buffer_length(&c->socket.out))) continue;
-        e->counters.closed_unknown++;
-        client_close(e, c);
-    }
-}
 
 void clients_wake_all(struct engine *e) {
     for (uint32_t i = 0; i < e->clients_used; i++)

@@ -2,19 +2,23 @@
 #include "engine/engine.h"
 
 #include <errno.h>
-#include <stdarg.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "engine/engine_state.h"
+#include "plant.h"
 #include "prompt.h"
 
 #define EVENTS_A_TURN 256
-#define EVENTS_KEPT 4096
 #define BUSY_FOR_US 50000ull
+#define PATIENCE_IN_A_ROW 16u      /* waits for one answer at a time until it is taken for the rule */
+#define PATIENCE_MAX 16u           /* credit of a wait that was always short ... */
+#define PATIENCE_LOST 4u           /* ... what it loses when it was not ... */
+#define PATIENCE_TRIES_EVERY 64u   /* ... and without any it is tried this often */
 #define STREAM_SPIN_NS 20000ull
-#define SPIN_US 300ull /* after a death: permission is asked for and given within that */
+#define QUIET_US 20000ull /* after a death: a take-over is over by then */
 #define SNAPSHOT_AGAIN_US 1000000ull
 
 uint64_t clock_ns(void) {
@@ -23,133 +27,27 @@ uint64_t clock_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-/* ---- telling the control plane ---------------------------------------------------------------------------------------- */
-
-static void event_push(struct engine *e, const struct engine_event *event) {
-    pthread_mutex_lock(&e->mutex);
-    if (queue_length(&e->events) < EVENTS_KEPT) *(struct engine_event *)queue_push(&e->events) = *event;
-    pthread_mutex_unlock(&e->mutex);
-    uint64_t one = 1;
-    (void)!write(e->event_fd, &one, sizeof one);
-}
-
-void engine_log(struct engine *e, uint32_t level, const char *format, ...) {
-    struct engine_event event = {.kind = ENGINE_LOG, .level = level};
-    va_list words;
-    va_start(words, format);
-    vsnprintf(event.text, sizeof event.text, format, words);
-    va_end(words);
-    event_push(e, &event);
-}
-
-void engine_tell(struct engine *e, enum engine_event_kind kind, uint64_t a, uint64_t b) {
-    event_push(e, &(struct engine_event){.kind = kind, .a = a, .b = b});
-}
-
-void engine_fatal(struct engine *e, const char *text) {
-    struct engine_event event = {.kind = ENGINE_FATAL, .level = 40};
-    snprintf(event.text, sizeof event.text, "%s", text);
-    event_push(e, &event);
-    atomic_store(&e->stopping, true);
-}
-
-bool engine_next_event(struct engine *e, struct engine_event *out) {
-    pthread_mutex_lock(&e->mutex);
-    struct engine_event *event = queue_front(&e->events);
-    bool there = event != NULL;
-    if (there) {
-        *out = *event;
-        queue_pop(&e->events);
-    }
-    pthread_mutex_unlock(&e->mutex);
-    return there;
-}
-
-int engine_event_fd(const struct engine *e) { return e->event_fd; }
-
-/* ---- being told ---------------------------------------------------------------------------------------------------------- */
-
-static int control_push(struct engine *e, struct control control) {
-    pthread_mutex_lock(&e->mutex);
-    *(struct control *)queue_push(&e->controls) = control;
-    pthread_mutex_unlock(&e->mutex);
-    uint64_t one = 1;
-    return write(e->control_source.fd, &one, sizeof one) == sizeof one ? 0 : -1;
-}
-
-int engine_listen(struct engine *e, int fd) { return control_push(e, (struct control){.kind = CONTROL_LISTEN, .fd = fd}); }
-
-int engine_listen_feed(struct engine *e, int fd) {
-    return control_push(e, (struct control){.kind = CONTROL_LISTEN_FEED, .fd = fd});
-}
-
-int engine_add_link(struct engine *e, uint32_t peer, int fd) {
-    if (peer >= e->nodes || peer == e->self) return -1;
-    return control_push(e, (struct control){.kind = CONTROL_LINK, .fd = fd, .peer = peer});
-}
-
-int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset, uint64_t number) {
-    return control_push(e, (struct control){.kind = CONTROL_RDB, .fd = fd, .bytes = bytes, .offset = offset, .number = number});
-}
-
-int engine_rdb_failed(struct engine *e, uint64_t number) {
-    return control_push(e, (struct control){.kind = CONTROL_RDB_FAILED, .fd = -1, .number = number});
-}
-
-void engine_stop(struct engine *e) {
-    atomic_store(&e->stopping, true);
-    uint64_t one = 1;
-    (void)!write(e->control_source.fd, &one, sizeof one);
-}
-
-static void control_listen(struct engine *e, int fd) {
-    struct listener *listener = calloc(1, sizeof *listener);
-    CHECK(listener != NULL);
-    listener->source = (struct source){.kind = SOURCE_LISTEN, .fd = fd};
-    listener->next = e->listeners;
-    e->listeners = listener;
-    source_watch(e, &listener->source, EPOLLIN);
-}
-
-static bool control_take(struct engine *e, struct control *out) {
-    pthread_mutex_lock(&e->mutex);
-    struct control *control = queue_front(&e->controls);
-    bool there = control != NULL;
-    if (there) {
-        *out = *control;
-        queue_pop(&e->controls);
-    }
-    pthread_mutex_unlock(&e->mutex);
-    return there;
-}
-
-static void controls_handle(struct engine *e) {
-    uint64_t count;
-    struct control control;
-    (void)!read(e->control_source.fd, &count, sizeof count);
-    while (control_take(e, &control)) {
-        switch (control.kind) {
-            case CONTROL_LISTEN: control_listen(e, control.fd); break;
-            case CONTROL_LISTEN_FEED:
-                e->feed.listener = (struct source){.kind = SOURCE_FEED_LISTEN, .fd = control.fd};
-                source_watch(e, &e->feed.listener, EPOLLIN);
-                break;
-            case CONTROL_LINK: link_add(e, control.peer, control.fd); break;
-            case CONTROL_RDB: feed_rdb(e, &control); break;
-            case CONTROL_RDB_FAILED: feed_rdb_failed(e, control.number); break;
-        }
-    }
-}
-
 /* ---- the loop --------------------------------------------------------------------------------------------------------------- */
+
+/* Everybody waits for a take-over. In steady service a larger share costs a fifth of the throughput: the backend is
+ * interrupted for every request instead of every few. */
+static void promptness(struct engine *e) {
+    bool hurry = e->now_us < e->quiet_until_us;
+    if (hurry == e->hurried) return;
+    e->hurried = hurry;
+    prompt_thread(hurry ? PROMPT_NOW : PROMPT_SOON);
+}
 
 static void peers_dead(struct engine *e, uint32_t mask) {
     for (uint32_t i = 0; i < e->nodes; i++) {
         if (!(mask & (1u << i)) || i == e->self) continue;
         engine_log(e, 30, "node %u is dead", i + 1);
-        if (link_leader(e) == i) e->spin_until_us = e->now_us + SPIN_US;
+        if (link_leader(e) == i) {
+            e->quiet_until_us = e->now_us + QUIET_US;
+            promptness(e);
+        }
         replica_peer_down(e->replica, i, e->now_us);
-        link_close(e, i);
+        link_lost(e, i);
     }
 }
 
@@ -169,8 +67,10 @@ static void source_event(struct engine *e, struct source *s, uint32_t events) {
             break;
         }
         case SOURCE_LINK: link_event(e, (uint32_t)((struct link *)(void *)s - e->links), events); break;
-        case SOURCE_FABRIC: peers_dead(e, shm_drain(e->shm)); break;
+        case SOURCE_FABRIC: peers_dead(e, e->fabric->host->drain(e->fabric)); break;
         case SOURCE_CONTROL: controls_handle(e); break;
+        case SOURCE_OWN: own_event(e, s, events); break;
+        case SOURCE_GONE: break;
     }
 }
 
@@ -185,9 +85,9 @@ static void core_step(struct engine *e) {
 static void stream_spin(struct engine *e) {
     struct shared *s = &e->shared;
     struct gate *last = queue_back(&s->gates);
-    if (last == NULL || e->stream.stage != STREAM_LIVE) return;
+    if (last == NULL || e->stream.psync.stage != PSYNC_LIVE) return;
     uint64_t until = clock_ns() + STREAM_SPIN_NS; /* also when bytes keep coming: a large effect takes many turns */
-    while (e->stream.stage == STREAM_LIVE && last->offset > e->stream.cut_offset + buffer_length(&e->stream.effects)) {
+    while (e->stream.psync.stage == PSYNC_LIVE && last->offset > e->stream.cut_offset + buffer_length(&e->stream.effects)) {
         stream_read(e);
         last = queue_back(&s->gates); /* the backend may have been lost */
         if (last == NULL || clock_ns() > until) return;
@@ -229,50 +129,27 @@ static void turn(struct engine *e) {
     links_process(e);
     turn_end(e);
     core_step(e);
+    owns_step(e);
     shared_send(e);
     if (e->takeover != TAKE_IDLE) {
         takeover_step(e);
-        stream_spin(e);
+        if (!planted(PLANT_CUT_WITHOUT_ROLE)) stream_spin(e);
         effects_cut(e);
+        while (planted(PLANT_CUT_WITHOUT_ROLE) && stream_read(e)) continue;
         if (e->shared.unproven) turn_end(e);
         core_step(e);
+        owns_step(e);
         shared_send(e);
         gates_release(e);
         enum takeover_stage before = e->takeover;
         takeover_step(e);
         if (e->takeover != before) e->more = true; /* what the next stage staged leaves at once */
+        stream_watch(e);
     }
+    if (queue_length(&e->admin.done) > 0) admin_settings_log(e);
+    handover_step(e);
     flush_all(e);
-}
-
-static void status_publish(struct engine *e) {
-    struct engine_status *s = &e->counters;
-    s->role = e->role;
-    s->leader = engine_leads(e) ? e->self : link_leader(e);
-    s->serving = engine_leads(e) || (s->leader != REPLICA_NOBODY && e->backend == BACKEND_FED);
-    s->eligible = e->backend >= BACKEND_FED;
-    s->damage = replica_damage(e->replica);
-    s->alive = replica_alive(e->replica);
-    s->confirmed = engine_leads(e) ? replica_confirmed(e->replica) : 0;
-    s->backend_state = e->backend;
-    s->term = replica_term(e->replica);
-    s->commit = s->hash_index = replica_commit(e->replica);
-    s->last = replica_last(e->replica);
-    s->log_hash = replica_hash(e->replica);
-    uint64_t position, hash;
-    replica_applied_point(e->replica, &s->applied, &position, &hash);
-    s->backend_offset = e->takeover == TAKE_IDLE ? e->feed.acked_offset : e->log.effect_offset;
-    s->free_bytes = replica_free_bytes(e->replica);
-    s->uncovered_commands = queue_length(&e->log.uncovered);
-    s->uncovered_bytes = buffer_length(&e->log.uncovered_bytes);
-    s->takeover = replica_takeover_times(e->replica);
-    if (s->serving != e->serving_told) {
-        e->serving_told = s->serving;
-        engine_tell(e, ENGINE_SERVING, s->serving, 0);
-    }
-    pthread_mutex_lock(&e->mutex);
-    e->status = *s;
-    pthread_mutex_unlock(&e->mutex);
+    owns_bury(e);
 }
 
 /* Is a suspect's process stopped or gone? Then it need not be waited for (design.md section 6). */
@@ -302,7 +179,7 @@ static void damage_check(struct engine *e) {
     if (replica_damage(e->replica) == REPLICA_SOUND || e->takeover != TAKE_IDLE) return;
     if (e->snapshot_us != 0 && e->now_us - e->snapshot_us < SNAPSHOT_AGAIN_US) return;
     uint32_t from = replica_source(e->replica); /* not only the leader: without this node there may be none */
-    if (from == REPLICA_NOBODY) return;
+    if (from == REPLICA_NOBODY || e->links[from].socket.source.fd < 0) return;
     if (e->snapshot_us == 0)
         engine_log(e, 30, replica_damage(e->replica) == REPLICA_LAPPED ? "the log has gone on without this node: it takes over another node's state"
                                                                        : "the log differs from the cluster's: it takes over another node's state");
@@ -315,14 +192,21 @@ static void tick(struct engine *e, uint64_t interval_us) {
     if (engine_leads(e)) replica_flush_commit(e->replica);
     suspects_check(e);
     damage_check(e);
+    member_tick(e);
+    pause_tick(e);
+    member_watch(e);
     admin_tick(e);
     stream_tick(e);
     if (e->backend == BACKEND_DIRTY && e->takeover == TAKE_IDLE && replica_damage(e->replica) == REPLICA_SOUND &&
         link_leader(e) != REPLICA_NOBODY)
         feed_want_rdb(e);
     uint32_t confirmed = (uint32_t)__builtin_popcount(replica_confirmed(e->replica));
-    e->context.followers = engine_leads(e) ? (confirmed > 0 ? confirmed - 1 : 0) : e->nodes / 2;
+    e->context.followers = engine_leads(e) ? (confirmed > 0 ? confirmed - 1 : 0) : member_count(e) / 2;
+    forward_watch(e);
+    shared_watch(e);
+    owns_tick(e);
     if (!engine_leads(e)) clients_expire(e);
+    promptness(e);
     status_publish(e);
 }
 
@@ -330,15 +214,38 @@ static uint64_t interval_us(const struct engine *e) {
     return e->now_us < e->busy_until_us || e->takeover > TAKE_IDLE ? e->config.tick_busy_us : e->config.tick_idle_us;
 }
 
+/* Where one request at a time comes and goes the next event is microseconds away, and to sleep and be woken would cost
+ * more. So the loop looks for a while before it sleeps, as long as that pays, and lets others have the processor in
+ * between. The two waits, for the backend and for the client, have credit of their own. Returns how many events came. */
+static int look_before_sleep(struct engine *e, struct epoll_event *events) {
+    static const struct timespec at_once;
+    const struct shared *s = &e->shared;
+    bool answer_due = s->roles_in_flight > 0;
+    if (answer_due) e->patience.in_a_row = queue_length(&s->expects) <= 2 ? e->patience.in_a_row + 1 : 0; /* with its ROLE */
+    if (e->config.spin_us == 0 || e->patience.in_a_row < PATIENCE_IN_A_ROW || !engine_leads(e)) return 0;
+    uint32_t *credit = &e->patience.credit[answer_due];
+    if (*credit == 0 && ++e->patience.unspun % PATIENCE_TRIES_EVERY != 0) return 0;
+    uint64_t until_ns = clock_ns() + e->config.spin_us * 1000ull;
+    int n;
+    do {
+        sched_yield();
+        n = epoll_pwait2(e->epoll, events, EVENTS_A_TURN, &at_once, NULL);
+    } while (n == 0 && clock_ns() < until_ns);
+    if (n > 0 && *credit < PATIENCE_MAX) ++*credit;
+    if (n <= 0) *credit = *credit > PATIENCE_LOST ? *credit - PATIENCE_LOST : 0;
+    return n;
+}
+
 static void wait_for_events(struct engine *e, struct epoll_event *events, uint64_t tick_at_us) {
     uint64_t now_us = clock_ns() / 1000, until = tick_at_us, deadline = replica_deadline_us(e->replica);
     if (deadline < until) until = deadline;
     if (e->feed.flush_us != 0 && e->feed.flush_us < until) until = e->feed.flush_us;
     if (e->more || (queue_length(&e->ready) > 0 && !e->stalled)) until = now_us;
-    if (now_us < e->spin_until_us && e->takeover == TAKE_IDLE) until = now_us;
+    int n = until > now_us ? look_before_sleep(e, events) : 0;
+    if (n > 0 || (until > now_us && !e->fabric->host->arm(e->fabric))) until = now_us;
     uint64_t left = until > now_us ? until - now_us : 0;
     struct timespec timeout = {(time_t)(left / 1000000), (long)(left % 1000000) * 1000};
-    int n = epoll_pwait2(e->epoll, events, EVENTS_A_TURN, &timeout, NULL);
+    if (n <= 0) n = epoll_pwait2(e->epoll, events, EVENTS_A_TURN, &timeout, NULL);
     e->now_ns = clock_ns();
     e->now_us = e->now_ns / 1000;
     for (int i = 0; i < n; i++) {
@@ -350,8 +257,8 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
 
 int engine_run(struct engine *e) {
     struct epoll_event events[EVENTS_A_TURN];
-    prompt_thread();
-    if (shm_enter(e->shm) != 0) {
+    prompt_thread(PROMPT_SOON);
+    if (e->fabric->host->enter(e->fabric) != 0) {
         engine_fatal(e, "the fabric cannot be entered");
         return -1;
     }
@@ -359,7 +266,7 @@ int engine_run(struct engine *e) {
     e->now_us = e->tick_us = e->now_ns / 1000;
     for (uint32_t i = 0; i < e->nodes; i++)
         if (i != e->self) replica_peer_up(e->replica, i, e->now_us);
-    e->fabric_source = (struct source){.kind = SOURCE_FABRIC, .fd = shm_wait_fd(e->shm)};
+    e->fabric_source = (struct source){.kind = SOURCE_FABRIC, .fd = e->fabric->host->wait_fd(e->fabric)};
     source_watch(e, &e->fabric_source, EPOLLIN);
     source_watch(e, &e->control_source, EPOLLIN);
     while (!atomic_load(&e->stopping)) {
@@ -372,9 +279,18 @@ int engine_run(struct engine *e) {
         }
         turn(e);
         turn_timed(e, e->now_ns);
+        if (e->untold && e->now_us >= e->quiet_until_us) events_announce(e);
     }
     if (e->takeover != TAKE_IDLE) link_announce(e, false);
+    if (engine_leads(e)) replica_flush_commit(e->replica);
     for (uint32_t i = 0; i < e->nodes; i++) link_flush(e, i);
+    do { /* what is known as committed is what this node will say that it had */
+        e->more = false;
+        apply_committed(e);
+    } while (e->more);
+    feed_finish(e);
+    status_publish(e);
+    if (e->untold) events_announce(e);
     return 0;
 }
 
@@ -402,28 +318,30 @@ static void sources_init(struct engine *e) {
     queue_init(&e->shared.expects, sizeof(struct expect), 4096);
     queue_init(&e->shared.segments, sizeof(struct segment), 4096);
     queue_init(&e->shared.gates, sizeof(struct gate), 256);
+    queue_init(&e->admin.done, sizeof(struct admin_answer), 16);
     queue_init(&e->admin.expects, sizeof(struct admin_expect), 64);
     queue_init(&e->ready, sizeof(uint32_t), 256);
     queue_init(&e->flush, sizeof(uint32_t), 256);
     queue_init(&e->dead, sizeof(uint32_t), 256);
     queue_init(&e->events, sizeof(struct engine_event), 64);
     queue_init(&e->controls, sizeof(struct control), 16);
+    owns_init(e);
     resp_reply_reset(&e->shared.reply);
     resp_reply_reset(&e->admin.reply);
     resp_request_reset(&e->feed.request);
 }
 
-struct engine *engine_new(const struct engine_config *config, struct shm *shm, const struct command_table *commands,
+struct engine *engine_new(const struct engine_config *config, struct fabric *fabric, const struct command_table *commands,
                           char *why, uint32_t why_bytes) {
     if (!config_possible(config, why, why_bytes)) return NULL;
     struct engine *e = calloc(1, sizeof *e);
     CHECK(e != NULL);
     e->config = *config;
-    e->shm = shm;
-    e->fabric = shm_fabric(shm);
+    e->fabric = fabric;
     e->self = config->replica.self;
     e->nodes = config->replica.nodes;
-    e->replica = replica_new(&config->replica, e->fabric, shm_log(shm), shm_background(shm));
+    e->replica = replica_new(&config->replica, fabric, fabric->host->memory(fabric, FABRIC_LOG),
+                             fabric->host->memory(fabric, FABRIC_BACKGROUND));
     if (e->replica == NULL) {
         snprintf(why, why_bytes, "ring_bytes must be a power of two of at least 8 times piece_bytes_max");
         free(e);
@@ -445,17 +363,17 @@ struct engine *engine_new(const struct engine_config *config, struct shm *shm, c
                                           .databases = config->databases,
                                           .password_needed = config->password_needed,
                                           .block_bytes_max = config->client_input_bytes_max};
-    e->status.leader = e->counters.leader = REPLICA_NOBODY;
+    e->status.leader = e->counters.leader = e->status.heir = REPLICA_NOBODY;
     return e;
 }
 
 static void queues_free(struct engine *e) {
-    struct queue *queues[] = {&e->shared.staged, &e->shared.expects, &e->shared.segments, &e->shared.gates, &e->admin.expects,
+    struct queue *queues[] = {&e->shared.staged, &e->shared.expects, &e->shared.segments, &e->shared.gates, &e->admin.expects, &e->admin.done,
                               &e->ready,         &e->flush,          &e->dead,            &e->events,       &e->controls};
     for (size_t i = 0; i < sizeof queues / sizeof queues[0]; i++) queue_free(queues[i]);
     struct buffer *buffers[] = {&e->normal, &e->answer, &e->shared.socket.out, &e->shared.role, &e->shared.local,
-                                &e->stream.socket.out, &e->stream.line, &e->stream.effects, &e->feed.socket.out, &e->feed.in,
-                                &e->feed.backlog, &e->admin.socket.out, &e->admin.bytes, &e->big.bytes};
+                                &e->stream.socket.out, &e->stream.effects, &e->feed.socket.out, &e->feed.in,
+                                &e->feed.backlog, &e->admin.socket.out, &e->admin.bytes, &e->admin.settings, &e->admin.logging, &e->big.bytes};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) buffer_free(buffers[i]);
 }
 
@@ -465,6 +383,7 @@ void engine_free(struct engine *e) {
         client_close(e, &e->clients[i]);
         queue_free(&e->clients[i].pending);
     }
+    owns_free(e);
     shared_close(e);
     stream_close(e);
     admin_close(e);
@@ -487,20 +406,4 @@ void engine_free(struct engine *e) {
     free(e->free_slots);
     free(e->scratch);
     free(e);
-}
-
-void engine_status(struct engine *e, struct engine_status *out) {
-    pthread_mutex_lock(&e->mutex);
-    *out = e->status;
-    pthread_mutex_unlock(&e->mutex);
-}
-
-void engine_stage(struct engine *e, enum engine_stage stage, struct engine_percentiles *out) {
-    const struct histogram *h = &e->stages[stage]; /* counts that grow while they are read: near enough */
-    *out = (struct engine_percentiles){.count = h->count,
-                                       .p50_ns = histogram_quantile_ns(h, 0.50),
-                                       .p90_ns = histogram_quantile_ns(h, 0.90),
-                                       .p99_ns = histogram_quantile_ns(h, 0.99),
-                                       .p999_ns = histogram_quantile_ns(h, 0.999),
-                                       .max_ns = h->max_ns};
 }

@@ -6,15 +6,17 @@
 #define MUSIDECAR_ENGINE_H
 
 #include "core/replica.h"
-#include "fabric/shm.h"
+#include "fabric/fabric.h"
 #include "protocols/redis/commands.h"
 
 struct engine_config {
     struct replica_config replica;
     uint32_t tick_busy_us, tick_idle_us;   /* tick while requests flow, and when idle */
+    uint32_t spin_us;                      /* looks for the next event so long before it sleeps; 0: never */
     uint32_t backend_timeout_us;           /* a backend silent for this long makes its node step down */
     uint32_t takeover_timeout_us;          /* a take-over not done by then is given up */
     uint32_t feed_delay_us;                /* followers feed their backend at least this often */
+    uint64_t feed_bytes_max;               /* kept for a backend that lags or is being filled; beyond, it is filled anew */
     uint32_t wait_timeout_us;              /* requests wait this long for a leader, then their connection closes */
     uint32_t databases;                    /* of the backend */
     char backend_version[32];              /* as HELLO tells it, e.g. "7.0.15" */
@@ -35,16 +37,19 @@ struct engine_config {
 
 struct engine;
 /* NULL with a reason in `why`. Takes nothing over: fabric and command table outlive the engine. */
-struct engine *engine_new(const struct engine_config *config, struct shm *shm, const struct command_table *commands,
+struct engine *engine_new(const struct engine_config *config, struct fabric *fabric, const struct command_table *commands,
                           char *why, uint32_t why_bytes);
 void engine_free(struct engine *e);
 
 /* Before engine_run() or from any thread: listening sockets (non-blocking, taken over). */
 int engine_listen(struct engine *e, int fd);
 int engine_listen_feed(struct engine *e, int fd);
-/* An authenticated stream to a peer's engine (taken over). */
+/* An authenticated stream to a peer's engine (taken over); it replaces the one there was. */
 int engine_add_link(struct engine *e, uint32_t peer, int fd);
-/* Runs until engine_stop(). 0, or -1 with the reason as last event. Enters the fabric (shm_enter) itself. */
+/* Any thread, once engine_run() runs: another life of this node has come, its regions and fence are handed over
+ * (`region` is what the fabric's life() says of it then), and the engine opens the fabric's link. */
+int engine_peer(struct engine *e, uint32_t peer, int32_t pid, uint64_t region);
+/* Runs until engine_stop(). 0, or -1 with the reason as last event. Enters the fabric itself. */
 int engine_run(struct engine *e);
 void engine_stop(struct engine *e); /* any thread, also a signal handler */
 
@@ -55,7 +60,13 @@ enum engine_event_kind {
     ENGINE_SERVING = 3,      /* a: 1 this node answers clients (as leader or through the leader), 0 not */
     ENGINE_WANT_RDB = 4,     /* fetch an RDB of the backend's data whose replication offset is >= a from another node and
                                 give it to engine_install_rdb() with number b; told again when it is needed again */
-    ENGINE_FATAL = 5         /* text: the node cannot go on */
+    ENGINE_FATAL = 5,        /* text: the node cannot go on */
+    ENGINE_LINK_LOST = 6,    /* the stream to peer a's engine has ended: it needs another */
+    ENGINE_HANDOVER = 7,     /* what came of engine_hand_over() number b. level: the successor; a: microseconds in which nothing
+                                was acknowledged; text: why this node leads on, or "" */
+    ENGINE_BACKEND_LOST = 8, /* it is gone, or does not answer: see to it, then engine_backend_ready() */
+    ENGINE_REFUSES = 9       /* for backend_timeout_us the leader's backend has refused writes for want of memory or disk: another
+                                node should lead; told again when that much time has gone by once more */
 };
 struct engine_event { uint32_t kind; uint32_t level; uint64_t a, b; char text[232]; };
 int engine_event_fd(const struct engine *e); /* readable when events wait */
@@ -65,15 +76,39 @@ int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset
 /* Any thread: the fetch asked for with this number failed; the engine asks again after a pause. */
 int engine_rdb_failed(struct engine *e, uint64_t number);
 
+/* Any thread: hand leadership over to `peer` (REPLICA_NOBODY: to whom the engine chooses) while nothing is in flight. The
+ * successor gets prepare_us to catch up; then requests wait, for hold_us at most. ENGINE_HANDOVER with b = number tells how
+ * it ended; where it cannot be done this node leads on. */
+int engine_hand_over(struct engine *e, uint32_t peer, uint64_t prepare_us, uint64_t hold_us, uint64_t number);
+
+/* Any thread: the backend that was lost answers, and its settings are right (again). Until then nothing is sent to it. */
+int engine_backend_ready(struct engine *e);
+/* Any thread: the leader is to remove the member `peer`. Once that is so it is in the status. */
+int engine_remove_member(struct engine *e, uint32_t peer);
+/* Any thread: automatic fail-over is to be paused, or resumed, in the whole cluster. The leader logs it (what it says is in
+ * the status once it stands there); asked to resume while nobody leads, a node may take over and log it then. */
+int engine_pause(struct engine *e, bool paused);
+
 /* ---- looking at it (any thread) --------------------------------------------------------------------------------- */
 struct engine_status {
     uint32_t role, leader, serving, eligible, damage, alive, confirmed, backend_state; /* enum backend_state */
+    uint32_t is_member; /* this life of this node */
+    uint64_t log_position; /* bytes of log that were applied here or before */
+    uint32_t evicted;   /* bit i: node i held up the log and was dropped; it is caught up once it goes on */
+    uint64_t members[FABRIC_NODES_MAX], former[FABRIC_NODES_MAX]; /* incarnations: replica_membership */
     uint64_t term, commit, applied, last, log_hash, hash_index; /* log_hash: running hash after hash_index */
     uint64_t backend_offset;   /* replication offset the backend is known to have applied or produced */
     uint64_t clients, requests, reads, writes, records, effects, effect_bytes, batches, probes, forwarded, rerun;
     uint64_t takeovers, stepdowns, closed_unknown, turn_us_max, free_bytes, uncovered_commands, uncovered_bytes;
     struct replica_takeover takeover;
+    uint32_t paused; /* automatic fail-over, as the log has it */
+    uint32_t heir; /* to whom this node is handing over; REPLICA_NOBODY: to nobody */
+    uint64_t handovers, handover_pause_us; /* done by this node; without acknowledgements in the last one */
     uint64_t takeover_fed_us, takeover_promoted_us, takeover_attached_us, takeover_served_us;
+    /* What the log says that the data is: up to effect_offset of the history `replid`; the own backend, while it follows, goes
+     * by told_replid. After engine_run() has returned this is all that the node knew. */
+    uint64_t epoch, effect_offset;
+    char replid[41], told_replid[41];
 };
 enum backend_state { BACKEND_DOWN = 0, BACKEND_DIRTY = 1, BACKEND_SYNCING = 2, BACKEND_FED = 3, BACKEND_PROMOTING = 4, BACKEND_LEADS = 5 };
 void engine_status(struct engine *e, struct engine_status *out);

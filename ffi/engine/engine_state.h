@@ -6,6 +6,10 @@
  *   shared.c    the shared connection's replies, gates                effect.c    effect stream -> EFFECT records
  *   feed.c      playing master to the own backend (followers)         takeover.c  from elected to serving, and back
  *   admin.c     the admin connection, health                          socket.c    non-blocking sockets
+ *   member.c    a new life of a node becomes a member                 forward.c   requests of a follower's clients
+ *   origin.c    what became of them, by the log                   pause.c     automatic fail-over paused and resumed
+ *   handover.c  leadership handed over by plan                    own.c       clients with a connection of their own
+ *   control.c   what passes to and from the control plane         engine.c    the object and its loop
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
 #define MUSIDECAR_ENGINE_STATE_H
@@ -17,11 +21,14 @@
 
 #include "buffer.h"
 #include "engine/engine.h"
+#include "engine/frame.h"
 #include "engine/histogram.h"
+#include "engine/own.h"
+#include "engine/payload.h"
+#include "protocols/redis/psync.h"
 #include "protocols/redis/resp.h"
 #include "protocols/redis/session.h"
 
-#define REPLID_BYTES 40u
 #define SCRATCH_BYTES (256u * 1024u)
 #define WINDOW_REQUESTS_MAX 1024u      /* forwarded requests of one client that wait for their answers ... */
 #define WINDOW_REQUESTS_MIN 8u
@@ -29,11 +36,16 @@
 #define ANSWER_BYTES_FIRST (64u << 10) /* as large as answers are taken for before one has come */
 #define ANSWER_LARGE_BYTES (1u << 20)
 
+/* What the sidecar itself asks the backend all the time, in a spelling that nobody else uses: MONITOR shows it, and a client
+ * that monitors is not shown it (own.c). */
+#define ASK_ROLE "*1\r\n$4\r\nRoLE\r\n"
+#define ASK_PING "*1\r\n$4\r\nPiNG\r\n"
+
 /* ---- things that epoll knows ----------------------------------------------------------------------------------- */
 
 enum source_kind {
     SOURCE_CLIENT, SOURCE_LISTEN, SOURCE_FEED_LISTEN, SOURCE_FEED, SOURCE_SHARED, SOURCE_STREAM, SOURCE_ADMIN,
-    SOURCE_VERIFY, SOURCE_LINK, SOURCE_FABRIC, SOURCE_CONTROL
+    SOURCE_VERIFY, SOURCE_LINK, SOURCE_FABRIC, SOURCE_CONTROL, SOURCE_OWN, SOURCE_GONE
 };
 
 struct source {
@@ -53,11 +65,13 @@ struct destination {
     uint32_t node; /* self: a client of this node */
     uint32_t slot, generation;
     uint64_t sequence;
+    uint32_t session; /* of the link to that node: what came over one is not answered over the next */
 };
 
 struct pending { /* a forwarded request of a follower's client, or a local answer behind one */
     uint64_t sequence;
     uint32_t local_bytes;
+    uint32_t kept;  /* bytes of its frame in client.unanswered; 0: too large */
     bool local;
     int32_t database_after;
 };
@@ -67,6 +81,7 @@ struct client {
     uint32_t slot, generation;
     bool in_use, leaving /* once flushed */, ended /* sent EOF */, queued_ready, queued_flush, throttled, barrier;
     bool has_decision;
+    bool has_own, eof_told; /* a connection of its own at the leader; it knows that nothing more comes */
     size_t releasable;      /* bytes of socket.out that may leave */
     struct buffer in;
     struct resp_request request;
@@ -79,26 +94,33 @@ struct client {
     uint64_t sequence;      /* forwarded requests so far */
     struct queue pending;   /* forwarded, in order */
     struct buffer local;    /* bytes of pending local answers */
+    struct buffer unanswered; /* frames of forwarded requests, should they have to go to another leader */
+    uint64_t sent_term;       /* ... whose present one leads in this term */
+    bool unsettled;           /* ... has gone: nothing else of this client goes on before they do */
     struct socket *verify;  /* the backend is looking at this client's credentials */
     uint8_t verify_hello;
 };
 
 /* ---- the shared connection and what waits for it ---------------------------------------------------------------- */
 
-enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE };
+enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXPECT_RERUN /* kept for its origin, who will ask */,
+                   EXPECT_DROP /* answered with -BUSY meanwhile */ };
 
 struct expect { /* one request in flight on the shared connection */
     uint8_t kind;
+    bool reads;
     uint32_t replies, swallow;
     uint32_t local_bytes;
     int32_t database_after;
     struct destination to;
+    uint64_t life;     /* not 0: of the node that forwarded this write; the EFFECT tells what it was answered (R1) */
     uint64_t covered;  /* ROLE: last COMMAND index before it */
+    uint64_t arrivals; /* ROLE: what had come on own connections before it */
     uint64_t since_ns;
 };
 
 struct segment { /* answer bytes of one destination that one gate lets go */
-    uint32_t node, slot, generation;
+    uint32_t node, slot, generation; /* of another node: its link's session stands for the generation */
     size_t bytes;
 };
 
@@ -106,6 +128,7 @@ struct gate { /* a ROLE that came back: answers before it leave when its effects
     uint64_t offset;
     uint64_t covered;
     uint64_t segments;
+    uint64_t kept;         /* answers kept until then: absolute count of bytes */
     uint64_t effect_index; /* once cut */
     uint64_t probe;
     uint64_t since_ns, known_ns; /* its turn began; its ROLE came back */
@@ -123,33 +146,31 @@ struct shared {
     struct queue staged, expects, segments, gates;
     uint64_t open_segments;            /* since the last gate */
     uint32_t roles_in_flight;
+    uint64_t refused_since_us, refused_us; /* writes were refused for want of memory or disk: first and last of them */
     bool unproven;                     /* something was staged since the last ROLE */
     int32_t database;                  /* that the connection will be in; -1 unknown */
     uint8_t protocol;
     struct resp_reply reply;
     struct buffer role;                /* the ROLE reply coming in */
     struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
+    struct buffer kept;                /* answers that go into the next EFFECT: struct origin_reply, bytes */
+    uint64_t kept_whole, kept_cut;     /* absolute counts of its bytes: whole answers; those in an EFFECT */
+    size_t kept_open;                  /* bytes of the one that is coming in */
+    bool kept_large;                   /* ... and is not kept */
 };
-
-enum stream_stage { STREAM_CLOSED, STREAM_LINES, STREAM_RDB_HEAD, STREAM_RDB_LENGTH, STREAM_RDB_MARK, STREAM_LIVE };
 
 struct stream { /* the backend's replication stream, read as its replica */
     struct socket socket;
-    enum stream_stage stage;
-    uint32_t lines_left;    /* answers to AUTH and REPLCONF before PSYNC's */
-    bool wants_full;        /* a FULLRESYNC is what was asked for */
-    struct buffer line;     /* head bytes, or the tail window of an RDB that ends with a mark */
-    uint64_t rdb_left;
-    uint8_t mark[REPLID_BYTES];
+    struct psync psync;     /* until it is LIVE, and the stream's replid */
     struct buffer effects;  /* stream bytes not cut yet */
     uint64_t cut_offset;    /* replication offset before effects' first byte */
-    char replid[REPLID_BYTES + 1];
     uint64_t live_since_us, acked_us;
 };
 
 struct cut { /* an EFFECT being proposed, piece by piece */
     bool active;
     uint64_t end, covered, gates;
+    uint64_t kept;     /* see struct gate */
     uint64_t proposed; /* bytes done, of payload (header included) */
 };
 
@@ -170,62 +191,40 @@ struct feed {
     uint64_t want_number, want_again_us;
     bool want_pending;
     uint64_t flush_us;         /* when what is collected must go */
+    bool goes_on;              /* the backend led until base_offset, and may go on from exactly there */
+    bool stays;                /* the backend was lost while it was fed; what it lacks is here, if it is this feed's replica still */
 };
 
 /* ---- admin connection -------------------------------------------------------------------------------------------- */
 
 enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_CLIENT };
-struct admin_expect { enum admin_kind kind; struct destination to; };
+struct admin_expect { enum admin_kind kind; struct destination to; uint32_t setting_bytes; /* of admin.settings: to be logged if it is done */ };
+struct admin_answer { struct destination to; uint64_t index; uint32_t request_bytes, answer_bytes; }; /* index: 0, not logged yet */
 struct admin {
     struct socket socket;
     struct queue expects;
     struct resp_reply reply;
     struct buffer bytes;
-    uint64_t heard_us, asked_us, connect_us;
+    struct buffer settings; /* requests that are to be logged once they are done, in order */
+    struct queue done;      /* struct admin_answer: done, and answered once they are logged and committed */
+    struct buffer logging;  /* their requests and answers */
+    uint64_t heard_us, asked_us, connect_us, up_us;
     bool ping_pending, role_pending, was_up;
+    bool left_alone; /* lost: the control plane sees to it first */
 };
 
 /* ---- mesh links --------------------------------------------------------------------------------------------------- */
 
-enum frame_type { FRAME_REQUEST = 1, FRAME_REPLY = 2, FRAME_SERVING = 3, FRAME_NOT_SERVING = 4, FRAME_SNAPSHOT_ASK = 5, FRAME_SNAPSHOT = 6 };
-enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_FLUSHES_SCRIPTS = 16,
-                   FRAME_ADMIN = 32 /* for the admin connection */, FRAME_BUSY = 64 /* SERVING: the backend runs a script that does not end */ };
-struct frame {
-    uint32_t length; /* payload bytes */
-    uint8_t type, flags;
-    uint16_t database;
-    uint32_t slot, generation;
-    uint64_t sequence; /* SERVING: term */
-    uint32_t replies, swallow;
-    uint32_t script_offset, script_length;
-};
 struct link {
     struct socket socket;
+    uint32_t session; /* counts the streams there were */
     size_t releasable;
     struct buffer in;
     uint64_t serving_term; /* the peer leads and serves in this term; 0 not */
     bool queued_flush;
 };
 
-/* ---- log payloads ---------------------------------------------------------------------------------------------------- */
-
-struct command_entry { /* one request in a COMMAND record; `length` bytes follow */
-    uint32_t length;
-    uint16_t database;
-    uint8_t protocol, flags;
-    uint32_t node, slot;
-    uint32_t generation, replies;
-    uint64_t sequence;
-};
-struct effect_head { /* in front of the first piece of an EFFECT */
-    uint64_t epoch, start, end, covered;
-};
-enum admin_record { ADMIN_RECORD_EPOCH = 1, ADMIN_RECORD_SCRIPT = 2, ADMIN_RECORD_SCRIPT_FLUSH = 3, ADMIN_RECORD_RERUN = 4 };
-struct epoch_record { /* EPOCH: from `start` on the effects are those of `replid` */
-    uint32_t kind, pad;
-    uint64_t epoch, start;
-    char replid[REPLID_BYTES];
-};
+/* ---- what the log says ------------------------------------------------------------------------------------------------ */
 
 struct uncovered { /* a COMMAND record whose effect is in no committed EFFECT */
     uint64_t index;
@@ -236,7 +235,7 @@ struct uncovered { /* a COMMAND record whose effect is in no committed EFFECT */
 };
 
 struct assembly { bool open; struct buffer bytes; }; /* pieces of a COMMAND so far */
-struct effect_assembly { bool open; struct effect_head head; uint64_t received; }; /* the bytes are the feed's */
+struct effect_assembly { bool open; struct effect_head head; uint64_t received; struct buffer replies; }; /* the stream's bytes are the feed's */
 
 struct log_state { /* what the committed log says; the same on every replica at the same index */
     uint64_t epoch;             /* 0: no data yet */
@@ -248,6 +247,9 @@ struct log_state { /* what the committed log says; the same on every replica at 
     struct buffer uncovered_bytes;
     struct assembly command;
     struct effect_assembly effect;
+    bool paused;                /* automatic fail-over */
+    struct origin_table origins; /* requests that came through other nodes */
+    struct buffer settings;     /* u32 length, request; in order: CONFIG SET, ACL SETUSER */
     struct buffer scripts;      /* u32 length, body; in order */
     uint64_t *script_hashes;    /* open addressing, 0 empty */
     uint32_t script_count, script_capacity;
@@ -256,6 +258,42 @@ struct log_state { /* what the committed log says; the same on every replica at 
 /* ---- take-over --------------------------------------------------------------------------------------------------------- */
 
 enum takeover_stage { TAKE_IDLE, TAKE_FEED, TAKE_PROMOTE, TAKE_ATTACH, TAKE_EPOCH, TAKE_RERUN_LOG, TAKE_RERUN, TAKE_SERVING };
+
+/* ---- a planned hand-over ----------------------------------------------------------------------------------------------- */
+
+enum handover_stage {
+    HANDOVER_NONE,
+    HANDOVER_PREPARE, /* leader: the successor catches up, requests go on */
+    HANDOVER_HOLD,    /* ... requests wait, what is in flight is being done */
+    HANDOVER_YIELD,   /* ... nothing is in flight, the successor may take over */
+    HANDOVER_GONE     /* it has; it does not serve yet */
+};
+struct handover {
+    enum handover_stage stage; /* at the leader, or who was it */
+    uint32_t target, attempt;  /* attempt: tells its frames from those of an earlier one */
+    uint32_t held;             /* bit i: node i keeps its clients' requests back, and all of them are answered */
+    uint64_t number, deadline_us, hold_limit_us, since_us;
+    uint64_t offset;           /* end of the last EFFECT when nothing was in flight any more ... */
+    char replid[REPLID_BYTES + 1]; /* ... and the history it is of */
+    bool waits;                /* clients' requests wait: here, at the leader and at every other node */
+    bool answered;             /* elsewhere: HELD was sent */
+    bool asked, commanded;     /* at the successor: it is to catch up, and to take over then */
+    uint32_t by, by_attempt;   /* elsewhere: whose hand-over it is */
+    uint64_t until_us;         /* elsewhere: forget it then */
+    uint64_t wanted_offset;    /* at the successor */
+};
+
+struct patience { /* engine.c, look_before_sleep() */
+    uint32_t in_a_row;  /* one request at a time was under way, so often */
+    uint32_t credit[2]; /* of waiting for a client; for the backend */
+    uint32_t unspun;
+};
+
+enum pause_wish { PAUSE_NONE, PAUSE_ON, PAUSE_OFF };
+struct pause {
+    enum pause_wish wish; /* the operator's; not in the log yet */
+    uint64_t term, index; /* of the record last proposed for it */
+};
 
 struct big { /* a request larger than one record, on its way into the log; nothing else travels meanwhile */
     bool active;
@@ -267,12 +305,13 @@ struct big { /* a request larger than one record, on its way into the log; nothi
 };
 
 struct listener { struct source source; struct listener *next; };
-enum control_kind { CONTROL_LISTEN, CONTROL_LISTEN_FEED, CONTROL_LINK, CONTROL_RDB, CONTROL_RDB_FAILED };
+enum control_kind { CONTROL_LISTEN, CONTROL_LISTEN_FEED, CONTROL_LINK, CONTROL_RDB, CONTROL_RDB_FAILED, CONTROL_PEER,
+                    CONTROL_HAND_OVER, CONTROL_PAUSE, CONTROL_BACKEND_READY,
+                    CONTROL_REMOVE };
 struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number; };
 
 struct engine {
     struct engine_config config;
-    struct shm *shm;
     struct fabric *fabric;
     struct replica *replica;
     uint32_t self, nodes;
@@ -280,7 +319,9 @@ struct engine {
     struct source fabric_source, control_source;
     struct listener *listeners;
     uint64_t now_us, now_ns, tick_us, tick_cpu_us, busy_until_us;
-    uint64_t spin_until_us; /* until then it does not sleep */
+    uint64_t quiet_until_us; /* until then the control plane is left asleep */
+    bool untold;             /* it has events to read */
+    bool hurried;            /* it has the larger share */
     atomic_bool stopping;
 
     struct client *clients; /* clients_max slots */
@@ -294,18 +335,23 @@ struct engine {
 
     struct link links[FABRIC_NODES_MAX];
     struct shared shared;
+    struct owns owns;
     struct stream stream;
     struct cut cut;
     struct feed feed;
     struct admin admin;
     struct log_state log;
     struct big big;
+    struct patience patience;
+    struct handover handover;
+    struct pause pause;
 
     uint8_t *batch;               /* reserved place of the COMMAND record being filled */
     uint32_t batch_used;
     uint64_t command_index;       /* last COMMAND proposed */
     uint64_t admin_index;         /* last ADMIN proposed */
     uint64_t effect_index;        /* last EFFECT proposed, or the log's when this node took over */
+    uint64_t covered_index;       /* last COMMAND that an EFFECT proposed since then covers */
     bool stalled;                 /* the ring had no room */
     bool more;                    /* something was left for the next turn */
 
@@ -315,7 +361,10 @@ struct engine {
     uint64_t takeover_since_us;
     enum backend_state backend;
     bool serving_told;
+    uint64_t leader_silent_us; /* since when whoever serves is not taken for alive; 0: it is */
     uint64_t snapshot_us;
+    uint64_t ask_us; /* to be made a member: not before */
+    uint32_t evicted; /* as told in the log */
 
     pthread_mutex_t mutex; /* guards what follows */
     struct queue events, controls;
@@ -325,10 +374,16 @@ struct engine {
     struct engine_status counters; /* engine thread's own */
 };
 
-/* engine.c */
+/* control.c */
 void engine_log(struct engine *e, uint32_t level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void engine_tell(struct engine *e, enum engine_event_kind kind, uint64_t a, uint64_t b);
 void engine_fatal(struct engine *e, const char *text);
+void event_push(struct engine *e, const struct engine_event *event);
+void events_announce(struct engine *e);
+void controls_handle(struct engine *e);
+void status_publish(struct engine *e);
+
+/* engine.c */
 uint64_t clock_ns(void);
 static inline bool engine_leads(const struct engine *e) { return e->takeover == TAKE_SERVING; }
 void engine_update_eligible(struct engine *e);
@@ -349,7 +404,6 @@ void client_want_flush(struct engine *e, struct client *c);
 void client_want_ready(struct engine *e, struct client *c);
 void client_flush(struct engine *e, struct client *c);
 void clients_ready(struct engine *e);     /* goes on with clients that had to wait */
-void clients_drop_unknown(struct engine *e); /* closes those with requests whose outcome is unknown */
 void clients_wake_all(struct engine *e);
 void clients_expire(struct engine *e);
 struct client *client_find(struct engine *e, uint32_t slot, uint32_t generation);
@@ -364,11 +418,15 @@ struct request { /* what travels */
     uint16_t database;
     uint8_t protocol;
     const struct session_decision *decision;
+    uint64_t life;       /* of another node: its incarnation; a client of this one: 0 */
+    uint32_t unanswered; /* see struct origin */
 };
 /* False: no room now. `holder`, if not NULL, is the buffer in which the request's bytes lie: a large request takes it over,
  * and leaves in its place one with what came behind the request. */
 bool turn_submit(struct engine *e, const struct request *r, struct buffer *holder);
+bool script_log(struct engine *e, const struct session_decision *d); /* false: no room now */
 void turn_local(struct engine *e, struct destination to, const void *bytes, size_t length);
+void turn_seal(struct engine *e);
 void turn_end(struct engine *e);
 void turn_reset(struct engine *e);
 void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const void *bytes, size_t length,
@@ -381,6 +439,33 @@ void shared_close(struct engine *e);
 void shared_event(struct engine *e, uint32_t events);
 void shared_send(struct engine *e);
 void gates_release(struct engine *e);
+void shared_pass_on(struct engine *e, const struct destination *to, enum arrival_kind kind, uint8_t type, int32_t database_after,
+                    const void *bytes, size_t length); /* from an own connection, behind the ROLE that is being answered */
+void shared_watch(struct engine *e); /* each tick */
+void shared_busy(struct engine *e);  /* a script does not end: who only reads need not wait for it */
+
+/* own.c */
+void owns_init(struct engine *e);
+void owns_free(struct engine *e);
+void owns_step(struct engine *e);
+void owns_tick(struct engine *e);
+void owns_bury(struct engine *e);
+uint64_t owns_seal(struct engine *e);
+uint64_t owns_shared_limit(const struct engine *e); /* absolute count of bytes of the shared connection */
+void owns_deliver(struct engine *e, uint64_t until);
+void owns_end(struct engine *e, uint32_t node); /* REPLICA_NOBODY: of all */
+void owns_drop(struct engine *e);
+void own_event(struct engine *e, struct source *source, uint32_t events);
+void own_send(struct engine *e, struct own *own);
+bool own_submit(struct engine *e, const struct destination *to, const struct session_decision *d);
+void own_eof(struct engine *e, const struct destination *to);
+void own_close(struct engine *e, const struct destination *to);
+bool own_request(struct engine *e, struct client *c, const struct session_decision *d);
+void own_tell(struct engine *e, const struct client *c, bool gone);
+void own_ended(struct engine *e, struct client *c);
+void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t length);
+void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
+bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
 
 /* effect.c */
 bool stream_open(struct engine *e, bool full, uint64_t offset); /* after `offset` of what the backend was last told, or anew */
@@ -388,11 +473,13 @@ void stream_close(struct engine *e);
 void stream_event(struct engine *e, uint32_t events);
 void stream_tick(struct engine *e);
 bool stream_read(struct engine *e);
+void stream_watch(struct engine *e);
 void effects_cut(struct engine *e);
 
 /* apply.c */
 void apply_committed(struct engine *e);
 bool script_known(const struct log_state *log, const uint8_t *body, size_t length);
+void scripts_hand_on(struct engine *e, bool afresh);
 void log_state_init(struct log_state *log);
 void log_state_free(struct log_state *log);
 bool log_state_whole(const struct log_state *log);
@@ -406,19 +493,24 @@ void feed_bytes(struct engine *e, uint64_t start, const uint8_t *bytes, size_t l
 void feed_effect(struct engine *e, uint64_t end);                                      /* it is whole */
 void feed_void(struct engine *e);                                                     /* it never will be */
 void feed_flush(struct engine *e);
+void feed_finish(struct engine *e);
+void feed_acknowledged(struct feed *f, uint64_t offset); /* by the backend: it keeps these effects itself now */
 void feed_epoch(struct engine *e, uint64_t start);
 void feed_stop(struct engine *e);
 void feed_want_rdb(struct engine *e);
 void feed_rdb(struct engine *e, const struct control *c);
 void feed_rdb_failed(struct engine *e, uint64_t number);
 void feed_disconnect(struct engine *e);
+void feed_go_on(struct engine *e, uint64_t offset, const char *replid); /* a backend that led, and did nothing beyond the log */
 
 /* admin.c */
 void admin_tick(struct engine *e);
 void admin_event(struct engine *e, uint32_t events);
 void admin_close(struct engine *e);
 void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length);
-void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length); /* a client's SCRIPT KILL */
+void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length, bool travels); /* a client's */
+void admin_settings_log(struct engine *e);
+void admin_settings_drop(struct engine *e);
 void admin_ask_role(struct engine *e);
 void busy_set(struct engine *e, bool busy);
 
@@ -431,6 +523,29 @@ void takeover_attached(struct engine *e, bool continued);
 void backend_lost(struct engine *e, const char *what);
 void backend_set(struct engine *e, enum backend_state state);
 
+/* member.c */
+void member_tick(struct engine *e);
+void member_remove(struct engine *e, uint32_t peer);
+uint32_t member_count(const struct engine *e);
+void member_watch(struct engine *e);
+void member_asked(struct engine *e, uint32_t peer, uint64_t incarnation);
+void member_applied(struct engine *e, const struct record_header *record);
+void member_status(const struct engine *e, struct engine_status *s);
+
+/* handover.c */
+void handover_begin(struct engine *e, const struct control *c);
+void handover_frame(struct engine *e, uint32_t peer, const struct frame *f);
+void handover_step(struct engine *e);                     /* once a turn */
+void handover_role(struct engine *e, uint64_t offset);    /* the own backend, a replica, has applied up to there */
+void handover_link_closed(struct engine *e, uint32_t peer);
+void handover_serves(struct engine *e, uint32_t peer);    /* a node, this one included, serves in its term */
+void handover_cancel(struct engine *e, const char *why);  /* while this node leads, or because it stops to */
+bool handover_completed(struct engine *e);                /* this node led: has it handed over with nothing in flight? */
+
+/* pause.c */
+void pause_want(struct engine *e, bool paused);
+void pause_tick(struct engine *e);
+
 /* link.c */
 void link_add(struct engine *e, uint32_t peer, int fd);
 void link_event(struct engine *e, uint32_t peer, uint32_t events);
@@ -441,9 +556,19 @@ void link_announce(struct engine *e, bool serving);
 void links_depose(struct engine *e);
 void links_process(struct engine *e); /* goes on with requests that had to wait */
 void link_close(struct engine *e, uint32_t peer);
+void link_lost(struct engine *e, uint32_t peer);
 uint32_t link_leader(const struct engine *e); /* the node that serves, or REPLICA_NOBODY */
-bool link_forward(struct engine *e, struct client *c, const struct session_decision *d); /* false: no leader, or no room */
 void link_answer(struct engine *e, const struct destination *to, const void *bytes, size_t length);
 void links_drop_held(struct engine *e);
+
+/* forward.c */
+bool forward(struct engine *e, struct client *c, const struct session_decision *d); /* to the leader; false: there is none, or no room */
+bool forward_again(struct engine *e, struct client *c); /* what it waits for, to the next leader; false: not yet, or it is closed */
+/* The leader is another, or none: who waits for what can go to the next one goes on waiting, the others are closed. */
+void clients_unsettle(struct engine *e);
+void forward_watch(struct engine *e); /* each tick */
+/* At the leader; false: no room now, the frame stays. */
+bool forward_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload, struct buffer *holder);
+void forward_reply(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload); /* at the client's node */
 
 #endif

@@ -6,16 +6,21 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "engine/engine_state.h"
+#include "plant.h"
+#include "protocols/redis/replconf.h"
 
-#define BACKLOG_BYTES_MAX (1ull << 30)  /* collected while a snapshot is on its way, or not acknowledged by the backend */
 #define FLUSH_BYTES (64u << 10)
+#define UNACKED_BYTES (256u << 10)      /* the backend is asked then how far it is: by itself it says so once a second */
 #define WANT_AGAIN_US 500000ull
+#define FINISH_NS 1000000000ull
+#define FINISH_POLL_MS 10
 #define HANDSHAKE_BYTES_MAX (64u << 10)
 
 static void feed_collect_from(struct engine *e, uint64_t offset) {
@@ -46,7 +51,7 @@ static void feed_drop_rdb(struct engine *e) {
 void feed_stop(struct engine *e) {
     feed_disconnect(e);
     feed_drop_rdb(e);
-    e->feed.active = false;
+    e->feed.active = e->feed.goes_on = e->feed.stays = false;
     e->feed.want_pending = false;
     buffer_clear(&e->feed.backlog);
     buffer_trim(&e->feed.backlog, 4u << 20);
@@ -70,17 +75,35 @@ void feed_rdb_failed(struct engine *e, uint64_t number) {
     e->feed.want_again_us = e->now_us + WANT_AGAIN_US;
 }
 
-/* A snapshot at an offset that the log has not committed through is inert (R17): it waits, or is thrown away. */
-static void feed_install(struct engine *e) {
-    struct feed *f = &e->feed;
-    if (f->rdb_fd < 0 || f->rdb_asked || e->log.effect_offset < f->rdb_offset) return;
-    CHECK(f->rdb_offset >= f->base_offset && f->rdb_offset <= f->end_offset);
+static void feed_follow(struct engine *e) {
+    e->feed.stays = false;
     char port[16];
     snprintf(port, sizeof port, "%u", e->config.feed_port);
     struct buffer follow = {0};
     append_command(&follow, 3, "REPLICAOF", "127.0.0.1", port);
     admin_send(e, ADMIN_FOLLOW, buffer_bytes(&follow), buffer_length(&follow));
     buffer_free(&follow);
+}
+
+/* The own backend led until `offset` of its history `replid`, all of which is in the log, and this node handed over: it
+ * goes on as a replica from there. What it has done beyond (a key may have expired meanwhile) shows in the offset it asks
+ * for, and then it is resynced. */
+void feed_go_on(struct engine *e, uint64_t offset, const char *replid) {
+    struct feed *f = &e->feed;
+    if (e->admin.socket.source.fd < 0 || e->log.effect.open) return;
+    feed_collect_from(e, offset);
+    memcpy(f->told_replid, replid, sizeof f->told_replid);
+    f->goes_on = true;
+    backend_set(e, BACKEND_SYNCING);
+    feed_follow(e);
+}
+
+/* A snapshot at an offset that the log has not committed through is inert (R17): it waits, or is thrown away. */
+static void feed_install(struct engine *e) {
+    struct feed *f = &e->feed;
+    if (f->rdb_fd < 0 || f->rdb_asked || e->log.effect_offset < f->rdb_offset) return;
+    CHECK(f->rdb_offset >= f->base_offset && f->rdb_offset <= f->end_offset);
+    feed_follow(e);
     f->rdb_asked = true;
     backend_set(e, BACKEND_SYNCING);
 }
@@ -104,6 +127,7 @@ void feed_rdb(struct engine *e, const struct control *c) {
 void feed_epoch(struct engine *e, uint64_t start) {
     struct feed *f = &e->feed;
     if (e->takeover != TAKE_IDLE) return;
+    if (planted(PLANT_PROMOTED_EARLY) && f->active && f->end_offset > start) return backend_set(e, BACKEND_DIRTY);
     if (f->rdb_fd >= 0 && f->rdb_offset > start && !f->rdb_asked) { /* of a history that did not become the log's */
         feed_drop_rdb(e);
         f->want_again_us = e->now_us;
@@ -133,10 +157,10 @@ void feed_effect(struct engine *e, uint64_t end) {
     f->end_offset = end;
     if (f->flush_us == 0) f->flush_us = e->now_us + e->config.feed_delay_us;
     if (f->end_offset - f->sent_offset >= FLUSH_BYTES) f->flush_us = e->now_us;
-    if (buffer_length(&f->backlog) > BACKLOG_BYTES_MAX) {
+    if (buffer_length(&f->backlog) > e->config.feed_bytes_max) {
         engine_log(e, 30, "the backend takes its feed too slowly: it will be resynced");
         feed_stop(e);
-        backend_set(e, BACKEND_DIRTY);
+        if (e->backend != BACKEND_DOWN) backend_set(e, BACKEND_DIRTY);
         return;
     }
     feed_install(e);
@@ -191,38 +215,35 @@ void feed_flush(struct engine *e) {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) break;
         if (n < 0) return feed_broken(e, "it closed");
+        if (planted(PLANT_EFFECT_TWICE)) (void)!send(f->socket.source.fd, from, (size_t)n, MSG_NOSIGNAL);
         f->sent_offset += (uint64_t)n;
     }
     source_watch(e, &f->socket.source, f->sent_offset < f->end_offset ? EPOLLIN | EPOLLOUT : EPOLLIN);
+    if (f->sent_offset - f->base_offset >= UNACKED_BYTES) admin_ask_role(e);
+}
+
+/* This node ends: its backend gets what it lacks of what is committed, and will read it to the end. */
+void feed_finish(struct engine *e) {
+    struct feed *f = &e->feed;
+    uint64_t deadline = clock_ns() + FINISH_NS;
+    while (f->streaming && f->sent_offset < f->end_offset && clock_ns() < deadline) {
+        feed_flush(e);
+        struct pollfd room = {.fd = f->socket.source.fd, .events = POLLOUT};
+        if (f->streaming && f->sent_offset < f->end_offset) poll(&room, 1, FINISH_POLL_MS);
+    }
 }
 
 /* ---- the backend's side of the link ------------------------------------------------------------------------------------ */
 
-static bool argument_is(const struct resp_request *request, const uint8_t *bytes, uint32_t i, const char *text) {
-    struct resp_argument a = request->arguments[i];
-    return a.length == strlen(text) && strncasecmp((const char *)bytes + a.offset, text, a.length) == 0;
-}
-
-static bool token_right(const struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
-    struct resp_argument a = resp_request_argument(request, bytes, request->argc - 1);
-    size_t length = strlen(e->config.feed_token);
-    uint8_t difference = a.length != length;
-    for (size_t i = 0; i < a.length && i < length; i++) difference |= (uint8_t)(bytes[a.offset + i] ^ (uint8_t)e->config.feed_token[i]);
+/* Takes the same time whatever differs. */
+static bool token_right(const struct engine *e, const uint8_t *password, size_t length) {
+    const char *token = e->config.feed_token;
+    uint8_t difference = strlen(token) != length;
+    for (size_t i = 0; i < length && token[i] != 0; i++) difference |= (uint8_t)(password[i] ^ (uint8_t)token[i]);
     return difference == 0;
 }
 
-static uint64_t argument_number(const struct resp_request *request, const uint8_t *bytes, uint32_t i) {
-    uint64_t value = 0;
-    struct resp_argument a = request->arguments[i];
-    for (uint32_t k = 0; k < a.length && k < 19; k++) {
-        uint8_t digit = bytes[a.offset + k];
-        if (digit < '0' || digit > '9') return 0;
-        value = value * 10 + (uint64_t)(digit - '0');
-    }
-    return value;
-}
-
-static bool feed_psync(struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
+static bool feed_psync(struct engine *e, const struct replica_ask *asked, const uint8_t *bytes) {
     struct feed *f = &e->feed;
     if (e->takeover != TAKE_IDLE) return false;
     if (f->rdb_asked) {
@@ -231,9 +252,12 @@ static bool feed_psync(struct engine *e, const struct resp_request *request, con
         feed_send_rdb(e);
         return true;
     }
-    uint64_t next = request->argc == 3 ? argument_number(request, bytes, 2) : 0;
-    bool vouched = e->backend == BACKEND_FED && f->active && next > f->base_offset && next <= f->end_offset + 1 &&
-                   argument_is(request, bytes, 1, f->told_replid);
+    uint64_t next = asked->offset;
+    bool told = asked->replid.length == strlen(f->told_replid) && memcmp(bytes + asked->replid.offset, f->told_replid, asked->replid.length) == 0;
+    bool follows = e->backend == BACKEND_FED || f->stays;
+    bool vouched = follows && f->active && next > f->base_offset && next <= f->end_offset + 1 && told;
+    if (f->goes_on) vouched = f->active && told && next == f->base_offset + 1;
+    f->goes_on = false;
     if (!vouched) { /* its history is not the log's: only a snapshot helps */
         if (e->backend >= BACKEND_SYNCING) backend_set(e, BACKEND_DIRTY);
         return false;
@@ -248,8 +272,8 @@ static bool feed_psync(struct engine *e, const struct resp_request *request, con
     return true;
 }
 
-static void feed_acknowledged(struct feed *f, uint64_t offset) {
-    if (offset <= f->base_offset || offset > f->sent_offset) return;
+void feed_acknowledged(struct feed *f, uint64_t offset) {
+    if (!f->streaming || offset <= f->base_offset || offset > f->sent_offset) return;
     buffer_consume(&f->backlog, offset - f->base_offset);
     buffer_trim(&f->backlog, 16u << 20);
     f->base_offset = f->acked_offset = offset;
@@ -258,27 +282,25 @@ static void feed_acknowledged(struct feed *f, uint64_t offset) {
 /* One request of the backend's handshake or an acknowledgement; false: it is refused. */
 static bool feed_request(struct engine *e, const struct resp_request *request, const uint8_t *bytes) {
     struct feed *f = &e->feed;
-    if (request->argc == 0 || request->argc > RESP_ARGUMENTS_KEPT) return false;
-    bool replconf = request->argc >= 3 && argument_is(request, bytes, 0, "REPLCONF");
-    if (f->authenticated && replconf && argument_is(request, bytes, 1, "ACK")) {
-        if (f->streaming) feed_acknowledged(f, argument_number(request, bytes, 2));
-        return true;
-    }
-    if (request->argc >= 2 && argument_is(request, bytes, 0, "AUTH")) {
-        f->authenticated = token_right(e, request, bytes);
+    struct replica_ask asked = replica_ask_read(request, bytes);
+    if (asked.asks == ASKS_AUTH) {
+        f->authenticated = token_right(e, bytes + asked.password.offset, asked.password.length);
         if (f->authenticated) buffer_text(&f->socket.out, "+OK\r\n");
         return f->authenticated;
     }
-    if (argument_is(request, bytes, 0, "PING")) { /* before AUTH, as Redis would */
+    if (asked.asks == ASKS_PING) { /* before AUTH, as Redis would */
         buffer_text(&f->socket.out, f->authenticated ? "+PONG\r\n" : "-NOAUTH Authentication required.\r\n");
         return true;
     }
     if (!f->authenticated) return false;
-    if (replconf) {
-        buffer_text(&f->socket.out, "+OK\r\n");
-        return true;
+    switch (asked.asks) {
+        case ASKS_ACK:
+            feed_acknowledged(f, asked.offset);
+            return true;
+        case ASKS_REPLCONF: buffer_text(&f->socket.out, "+OK\r\n"); return true;
+        case ASKS_PSYNC: return feed_psync(e, &asked, bytes);
+        default: return false;
     }
-    return request->argc == 3 && argument_is(request, bytes, 0, "PSYNC") && feed_psync(e, request, bytes);
 }
 
 static bool feed_requests(struct engine *e) {

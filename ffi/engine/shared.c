@@ -8,10 +8,14 @@
 #include <sys/socket.h>
 
 #include "engine/engine_state.h"
+#include "protocols/redis/role.h"
+
+#define REFUSALS_APART_US 1000000ull /* further apart, and it had not refused all the time */
 
 static struct buffer *held_by(struct engine *e, const struct destination *to, struct client **client) {
     *client = NULL;
-    if (to->node != e->self) return e->links[to->node].socket.source.fd >= 0 ? &e->links[to->node].socket.out : NULL;
+    struct link *link = &e->links[to->node];
+    if (to->node != e->self) return link->socket.source.fd >= 0 && link->session == to->session ? &link->socket.out : NULL;
     *client = client_find(e, to->slot, to->generation);
     return *client == NULL ? NULL : &(*client)->socket.out;
 }
@@ -19,12 +23,13 @@ static struct buffer *held_by(struct engine *e, const struct destination *to, st
 static void segment_add(struct engine *e, const struct destination *to, size_t bytes) {
     struct shared *s = &e->shared;
     bool local = to->node == e->self;
+    uint32_t generation = local ? to->generation : to->session;
     struct segment *last = s->open_segments > 0 ? queue_back(&s->segments) : NULL;
-    if (last != NULL && last->node == to->node && (!local || (last->slot == to->slot && last->generation == to->generation))) {
+    if (last != NULL && last->node == to->node && last->generation == generation && (!local || last->slot == to->slot)) {
         last->bytes += bytes;
         return;
     }
-    *(struct segment *)queue_push(&s->segments) = (struct segment){to->node, to->slot, to->generation, bytes};
+    *(struct segment *)queue_push(&s->segments) = (struct segment){to->node, to->slot, generation, bytes};
     s->open_segments++;
 }
 
@@ -44,6 +49,32 @@ static void deliver(struct engine *e, const struct expect *x, const void *bytes,
     segment_add(e, &x->to, buffer_length(out) - before);
 }
 
+/* Part of an answer that the next leader may be asked for. */
+static void keep(struct shared *s, const struct expect *x, const void *bytes, size_t length, bool last) {
+    struct origin_reply head = {.origin = {.node = x->to.node, .slot = x->to.slot, .life = x->life,
+                                           .sequence = x->to.sequence, .generation = x->to.generation}};
+    if (s->kept_open == 0 && !s->kept_large) {
+        buffer_append(&s->kept, &head, sizeof head);
+        s->kept_open = sizeof head;
+    }
+    if (!s->kept_large && s->kept_open + length > sizeof head + ORIGIN_REPLY_BYTES_MAX) {
+        s->kept.end -= s->kept_open;
+        s->kept_large = true;
+    }
+    if (!s->kept_large) {
+        buffer_append(&s->kept, bytes, length);
+        s->kept_open += length;
+    }
+    if (!last) return;
+    if (!s->kept_large) {
+        head.length = (uint32_t)(s->kept_open - sizeof head);
+        memcpy(s->kept.data + s->kept.end - s->kept_open, &head, sizeof head);
+        s->kept_whole += s->kept_open;
+    }
+    s->kept_open = 0;
+    s->kept_large = false;
+}
+
 static void deliver_locals(struct engine *e) {
     struct shared *s = &e->shared;
     for (struct expect *x = queue_front(&s->expects); x != NULL && x->kind == EXPECT_LOCAL; x = queue_front(&s->expects)) {
@@ -53,25 +84,41 @@ static void deliver_locals(struct engine *e) {
     }
 }
 
-/* "*3 $6 master :offset ...": the first integer. */
-static bool role_offset(const struct buffer *role, uint64_t *offset) {
-    static const char head[] = "*3\r\n$6\r\nmaster\r\n:";
-    size_t n = sizeof head - 1;
-    if (buffer_length(role) <= n || memcmp(buffer_bytes(role), head, n) != 0) return false;
-    *offset = 0;
-    for (const uint8_t *p = buffer_bytes(role) + n; p < role->data + role->end && *p >= '0' && *p <= '9'; p++)
-        *offset = *offset * 10 + (uint64_t)(*p - '0');
-    return true;
+void shared_pass_on(struct engine *e, const struct destination *to, enum arrival_kind kind, uint8_t type, int32_t database_after,
+                    const void *bytes, size_t length) {
+    struct client *client;
+    struct buffer *out = held_by(e, to, &client);
+    if (out == NULL) return;
+    if (kind <= ARRIVAL_LAST) {
+        const struct expect x = {.database_after = database_after, .to = *to};
+        deliver(e, &x, bytes, length, kind == ARRIVAL_LAST, type);
+        return;
+    }
+    size_t before = buffer_length(out);
+    if (client == NULL) {
+        struct frame frame = {.length = (uint32_t)length, .type = kind == ARRIVAL_END ? FRAME_OWN_END : FRAME_OWN_PUSH,
+                              .slot = to->slot, .generation = to->generation};
+        buffer_append(out, &frame, sizeof frame);
+        buffer_append(out, bytes, length);
+    } else if (kind == ARRIVAL_END) {
+        own_ended(e, client);
+        return;
+    } else {
+        own_pushed(e, client, bytes, length);
+        if (!client->in_use) return;
+    }
+    segment_add(e, to, buffer_length(out) - before);
 }
 
 static bool gate_add(struct engine *e, const struct expect *x) {
     struct shared *s = &e->shared;
-    uint64_t offset;
-    if (!role_offset(&s->role, &offset)) return false;
+    struct redis_role role;
+    if (!redis_role_read(buffer_bytes(&s->role), buffer_length(&s->role), &role) || !role.is_master) return false;
     buffer_clear(&s->role);
     s->roles_in_flight--;
+    owns_deliver(e, x->arrivals);
     *(struct gate *)queue_push(&s->gates) =
-        (struct gate){.offset = offset, .covered = x->covered, .segments = s->open_segments, .since_ns = x->since_ns,
+        (struct gate){.offset = role.offset, .covered = x->covered, .segments = s->open_segments, .kept = s->kept_whole, .since_ns = x->since_ns,
                         .known_ns = e->now_ns};
     s->open_segments = 0;
     histogram_add(&e->stages[STAGE_BACKEND], e->now_ns - x->since_ns);
@@ -95,6 +142,62 @@ static bool reply_done(struct engine *e, struct expect *x) {
     return true;
 }
 
+/* What no request is to blame for: the next one is refused as well. */
+static void refusal_note(struct engine *e, const uint8_t *bytes, size_t length) {
+    struct shared *s = &e->shared;
+    if (length < 8 || (memcmp(bytes, "-OOM ", 5) != 0 && memcmp(bytes, "-MISCONF", 8) != 0)) return;
+    if (e->now_us - s->refused_us > REFUSALS_APART_US) s->refused_since_us = e->now_us;
+    s->refused_us = e->now_us;
+}
+
+void shared_watch(struct engine *e) {
+    struct shared *s = &e->shared;
+    bool refuses = engine_leads(e) && s->refused_us > 0 && e->now_us - s->refused_us <= REFUSALS_APART_US;
+    if (!refuses || e->now_us - s->refused_since_us < e->config.backend_timeout_us) return;
+    s->refused_since_us = e->now_us;
+    engine_tell(e, ENGINE_REFUSES, 0, 0);
+}
+
+static bool same_client(const struct destination *a, const struct destination *b) {
+    return a->node == b->node && a->slot == b->slot && a->generation == b->generation;
+}
+
+/* Waits nothing else for its client's sake in front of it, nor an answer that is held back? */
+static bool is_next(struct engine *e, uint64_t at) {
+    struct shared *s = &e->shared;
+    const struct expect *x = queue_at(&s->expects, at);
+    for (uint64_t i = s->expects.head; i < at; i++) {
+        const struct expect *before = queue_at(&s->expects, i);
+        if ((before->kind == EXPECT_CLIENT || before->kind == EXPECT_LOCAL) && same_client(&before->to, &x->to)) return false;
+    }
+    struct client *client;
+    struct buffer *out = held_by(e, &x->to, &client);
+    return out != NULL && (client == NULL || client->releasable == buffer_length(out));
+}
+
+#define BUSY_LOOKS_MAX 1024u /* each looks at those in front of it */
+
+/* They stand behind the script on this connection, where each of its own would have had this answer from the backend. What
+ * the backend says to them in the end is dropped. Writes wait: they will be done. The first may be the script itself. */
+void shared_busy(struct engine *e) {
+    static const char busy[] = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n";
+    struct shared *s = &e->shared;
+    bool first = true;
+    uint64_t end = s->expects.tail - s->expects.head < BUSY_LOOKS_MAX ? s->expects.tail : s->expects.head + BUSY_LOOKS_MAX;
+    for (uint64_t i = s->expects.head; i < end; i++) {
+        struct expect *x = queue_at(&s->expects, i);
+        if (x->kind != EXPECT_CLIENT) continue;
+        bool behind = !first;
+        first = false;
+        if (!behind || !x->reads || !is_next(e, i)) continue;
+        const struct destination to = x->to;
+        x->kind = EXPECT_DROP;
+        struct client *c = to.node == e->self ? client_find(e, to.slot, to.generation) : NULL;
+        if (c != NULL) client_answer(e, c, busy, sizeof busy - 1);
+        else if (to.node != e->self) link_answer(e, &to, busy, sizeof busy - 1);
+    }
+}
+
 static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) {
     struct shared *s = &e->shared;
     while (length > 0) {
@@ -105,8 +208,10 @@ static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) 
         size_t used = resp_reply_feed(&s->reply, bytes, length, &status);
         if (status == RESP_BAD) return false;
         if (x->kind == EXPECT_ROLE) buffer_append(&s->role, bytes, used);
-        if (x->kind == EXPECT_CLIENT && x->swallow == 0)
-            deliver(e, x, bytes, used, status == RESP_DONE && x->replies == 1, s->reply.type);
+        bool last = status == RESP_DONE && x->replies == 1;
+        if (x->life != 0 && x->swallow == 0 && !s->reply.is_push) keep(s, x, bytes, used, last);
+        if (*bytes == '-' && s->reply.type == '-') refusal_note(e, bytes, used);
+        if (x->kind == EXPECT_CLIENT && x->swallow == 0) deliver(e, x, bytes, used, last, s->reply.type);
         if (status == RESP_DONE && !reply_done(e, x)) return false;
         bytes += used;
         length -= used;
@@ -136,9 +241,10 @@ void shared_send(struct engine *e) {
         if (m->index > 0) histogram_add(&e->stages[STAGE_COMMIT], now_ns - m->since_ns);
         queue_pop(&s->staged);
     }
-    if (s->sent == s->sendable) return;
+    uint64_t limit = owns_shared_limit(e), until = s->sendable < limit ? s->sendable : limit;
+    if (s->sent >= until) return;
     size_t written;
-    if (!socket_flush(e, &s->socket, s->sendable - s->sent, &written)) {
+    if (!socket_flush(e, &s->socket, until - s->sent, &written)) {
         backend_lost(e, "its shared connection broke");
         return;
     }
@@ -155,7 +261,7 @@ static void segment_release(struct engine *e, const struct segment *g) {
         return;
     }
     struct link *link = &e->links[g->node];
-    if (link->socket.source.fd < 0) return;
+    if (link->socket.source.fd < 0 || link->session != g->generation) return;
     link->releasable += g->bytes;
     link->queued_flush = true;
 }
@@ -206,7 +312,11 @@ void shared_close(struct engine *e) {
     queue_clear(&s->segments);
     queue_clear(&s->gates);
     resp_reply_reset(&s->reply);
+    buffer_clear(&s->kept);
+    s->kept_whole = s->kept_cut = s->kept_open = 0;
+    s->kept_large = false;
     s->appended = s->sendable = s->sent = s->open_segments = 0;
     s->roles_in_flight = 0;
+    s->refused_us = s->refused_since_us = 0;
     s->unproven = false;
 }

@@ -5,6 +5,7 @@
  * (R10) and leaves the backend dirty unless it was still a replica (R16).
  */
 #include "engine/engine_state.h"
+#include "plant.h"
 
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
@@ -16,6 +17,7 @@ void engine_update_eligible(struct engine *e) {
 
 void backend_set(struct engine *e, enum backend_state state) {
     if (state == BACKEND_DIRTY && e->backend >= BACKEND_SYNCING) feed_stop(e);
+    if (state == BACKEND_FED) e->feed.stays = false;
     if (state == BACKEND_FED && e->backend == BACKEND_SYNCING) engine_log(e, 20, "the backend holds the cluster's data and follows the log");
     e->backend = state;
     engine_update_eligible(e);
@@ -24,12 +26,15 @@ void backend_set(struct engine *e, enum backend_state state) {
 static void takeover_end(struct engine *e, enum backend_state state) {
     if (e->takeover == TAKE_IDLE) return;
     bool was_serving = engine_leads(e);
+    handover_cancel(e, "this node does not lead any more");
     e->takeover = TAKE_IDLE;
     e->counters.stepdowns++;
     shared_close(e);
     stream_close(e);
     turn_reset(e);
-    clients_drop_unknown(e);
+    owns_drop(e);
+    admin_settings_drop(e);
+    clients_unsettle(e);
     links_drop_held(e);
     if (was_serving) link_announce(e, false);
     e->context.busy = false;
@@ -41,12 +46,15 @@ void backend_lost(struct engine *e, const char *what) {
     if (e->backend == BACKEND_DOWN && e->admin.socket.source.fd < 0) return;
     engine_log(e, 30, "the backend is lost: %s", what);
     if (e->takeover != TAKE_IDLE) {
-        takeover_end(e, BACKEND_DOWN);
+        takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DOWN);
         replica_resign(e->replica, e->now_us);
     }
-    feed_stop(e);
+    e->feed.stays = e->backend == BACKEND_FED || e->feed.stays; /* one that merely hung goes on where it was */
+    if (!e->feed.stays) feed_stop(e);
     admin_close(e);
     backend_set(e, BACKEND_DOWN);
+    e->admin.left_alone = true;
+    engine_tell(e, ENGINE_BACKEND_LOST, 0, 0);
 }
 
 static void takeover_fail(struct engine *e, const char *why) {
@@ -58,7 +66,7 @@ static void takeover_fail(struct engine *e, const char *why) {
 static void takeover_begin(struct engine *e) {
     e->takeover_since_us = e->now_us;
     e->effect_index = e->log.effect_index;
-    e->command_index = e->admin_index = 0;
+    e->command_index = e->admin_index = e->covered_index = 0;
     e->counters.takeovers++;
     links_depose(e); /* a former leader that merely stands still has its link open */
     if (e->admin.socket.source.fd < 0) {
@@ -76,7 +84,7 @@ static void takeover_begin(struct engine *e) {
         return;
     }
     e->takeover = TAKE_FEED;
-    feed_flush(e);
+    if (!planted(PLANT_PROMOTED_EARLY)) feed_flush(e);
     admin_ask_role(e);
     if (!shared_open(e)) backend_lost(e, "it does not take connections");
 }
@@ -85,12 +93,16 @@ static void takeover_begin(struct engine *e) {
 void takeover_role(struct engine *e, bool is_master, uint64_t offset, bool connected) {
     e->counters.backend_offset = offset;
     if (e->backend == BACKEND_SYNCING && !is_master && connected && e->feed.streaming) backend_set(e, BACKEND_FED);
+    if (e->backend == BACKEND_SYNCING && is_master && e->feed.stays) backend_set(e, BACKEND_DIRTY); /* it was started anew */
+    if (!is_master && connected) feed_acknowledged(&e->feed, offset);
+    if (!is_master && connected) handover_role(e, offset);
     if (e->takeover != TAKE_FEED) return;
     if (is_master) {
         takeover_fail(e, "the backend is no replica of its node any more");
         return;
     }
-    if (!connected || offset != e->log.effect_offset) return;
+    bool applied = connected && offset == e->log.effect_offset;
+    if (!applied && !planted(PLANT_PROMOTED_EARLY)) return;
     e->takeover = TAKE_PROMOTE;
     e->counters.takeover_fed_us = clock_ns() / 1000;
     backend_set(e, BACKEND_PROMOTING);
@@ -103,7 +115,7 @@ void takeover_promoted(struct engine *e) {
     e->counters.takeover_promoted_us = clock_ns() / 1000;
     e->takeover = TAKE_ATTACH;
     feed_stop(e);
-    if (!stream_open(e, false, e->log.effect_offset)) backend_lost(e, "it does not let itself be replicated from");
+    if (!stream_open(e, planted(PLANT_PROMOTED_EARLY), e->log.effect_offset)) backend_lost(e, "it does not let itself be replicated from");
 }
 
 void takeover_attached(struct engine *e, bool continued) {
@@ -111,7 +123,7 @@ void takeover_attached(struct engine *e, bool continued) {
     e->counters.takeover_attached_us = clock_ns() / 1000;
     struct epoch_record epoch = {.kind = ADMIN_RECORD_EPOCH, .epoch = e->log.epoch + 1,
                                  .start = continued ? e->log.effect_offset : e->stream.cut_offset};
-    memcpy(epoch.replid, e->stream.replid, REPLID_BYTES);
+    memcpy(epoch.replid, e->stream.psync.replid, REPLID_BYTES);
     int64_t index = replica_propose(e->replica, RECORD_ADMIN, 0, NO_ORIGIN, &epoch, sizeof epoch);
     if (index <= 0) {
         takeover_fail(e, "the log did not take the epoch");
@@ -163,11 +175,11 @@ static void rerun_log(struct engine *e) {
 static void rerun_record(struct engine *e, const uint8_t *bytes, size_t length) {
     while (length > 0) {
         struct command_entry entry;
-        CHECK(length >= sizeof entry);
-        memcpy(&entry, bytes, sizeof entry);
-        CHECK(entry.length <= length - sizeof entry);
-        struct expect x = {.kind = EXPECT_CLIENT, .replies = entry.replies, .swallow = entry.replies, .database_after = -1,
-                           .to = {e->self, UINT32_MAX, 0, 0}, .since_ns = e->now_ns};
+        CHECK(command_entry_read(bytes, length, &entry));
+        const struct origin *o = &entry.origin;
+        struct expect x = {.kind = EXPECT_RERUN, .replies = entry.replies, .swallow = entry.swallow, .database_after = -1,
+                           .to = {o->node, o->slot, o->generation, o->sequence, 0},
+                           .life = entry.flags & COMMAND_FORWARDED ? o->life : 0, .since_ns = e->now_ns};
         turn_forward(e, entry.database, entry.protocol, bytes + sizeof entry, entry.length, &x);
         if (entry.replies > 1) e->shared.database = -1; /* a transaction may have SELECTed */
         bytes += sizeof entry + entry.length;
@@ -193,6 +205,7 @@ static void serve(struct engine *e) {
     e->takeover = TAKE_SERVING;
     e->counters.takeover_served_us = e->now_us = clock_ns() / 1000;
     backend_set(e, BACKEND_LEADS);
+    handover_serves(e, e->self);
     link_announce(e, true);
     clients_wake_all(e);
     engine_log(e, 20, "leads and serves in term %llu", (unsigned long long)e->term);
@@ -202,7 +215,7 @@ void takeover_step(struct engine *e) {
     struct shared *s = &e->shared;
     switch (e->takeover) {
         case TAKE_FEED:
-            if (e->feed.sent_offset < e->feed.end_offset) feed_flush(e);
+            if (e->feed.sent_offset < e->feed.end_offset && !planted(PLANT_PROMOTED_EARLY)) feed_flush(e);
             admin_ask_role(e);
             break;
         case TAKE_EPOCH:
@@ -216,7 +229,7 @@ void takeover_step(struct engine *e) {
             break;
         default: return;
     }
-    bool loading = e->takeover == TAKE_ATTACH && e->stream.wants_full; /* a large seed takes its time */
+    bool loading = e->takeover == TAKE_ATTACH && e->stream.psync.wants_full; /* a large seed takes its time */
     if (e->takeover != TAKE_IDLE && e->takeover != TAKE_SERVING && !loading &&
         e->now_us - e->takeover_since_us > e->config.takeover_timeout_us)
         takeover_fail(e, "it took longer than takeover_timeout_ms");
@@ -232,8 +245,10 @@ void takeover_follow_role(struct engine *e) {
     e->term = term;
     if (led) {
         if (e->takeover != TAKE_IDLE) {
-            engine_log(e, 30, "does not lead any more");
+            bool handed_over = handover_completed(e);
+            engine_log(e, handed_over ? 20 : 30, "does not lead any more");
             takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
+            if (handed_over) feed_go_on(e, e->handover.offset, e->handover.replid);
         }
     }
     if (role != REPLICA_CANDIDATE) engine_tell(e, ENGINE_ROLE, role, term);

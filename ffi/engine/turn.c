@@ -16,8 +16,9 @@ void turn_mark(struct engine *e, uint64_t index) {
     else *(struct staged *)queue_push(&s->staged) = (struct staged){s->appended, index, clock_ns()};
 }
 
-/* Closes the COMMAND record being filled. */
-static void batch_seal(struct engine *e) {
+/* Closes the COMMAND record being filled. It stands at the end of the log already: whoever proposes anything else calls
+ * this first, or both would be written to one place. */
+void turn_seal(struct engine *e) {
     if (e->batch == NULL) return;
     e->batch = NULL;
     if (e->batch_used == 0) return;
@@ -31,7 +32,7 @@ static void batch_seal(struct engine *e) {
 
 static bool batch_append(struct engine *e, const struct command_entry *entry, const uint8_t *bytes) {
     uint32_t need = (uint32_t)sizeof *entry + entry->length, most = e->config.replica.piece_bytes_max;
-    if (e->batch != NULL && e->batch_used + need > most) batch_seal(e);
+    if (e->batch != NULL && e->batch_used + need > most) turn_seal(e);
     if (e->batch == NULL) {
         e->batch = replica_reserve(e->replica, RECORD_COMMAND, most);
         e->batch_used = 0;
@@ -42,18 +43,19 @@ static bool batch_append(struct engine *e, const struct command_entry *entry, co
     }
     memcpy(e->batch + e->batch_used, entry, sizeof *entry);
     memcpy(e->batch + e->batch_used + sizeof *entry, bytes, entry->length);
+    if (entry->flags & COMMAND_FORWARDED) e->batch[offsetof(struct command_entry, flags)] |= COMMAND_ANY_FORWARDED;
     e->batch_used += need;
     return true;
 }
 
 /* Bodies that EVALSHA may name later travel in ADMIN records in front of the command (R1). */
-static bool script_log(struct engine *e, const struct session_decision *d) {
+bool script_log(struct engine *e, const struct session_decision *d) {
     uint32_t most = e->config.replica.piece_bytes_max;
     uint32_t kind = d->flushes_scripts ? ADMIN_RECORD_SCRIPT_FLUSH : ADMIN_RECORD_SCRIPT;
     if (!d->flushes_scripts && (d->script == NULL || d->script_length + 8 > most || script_known(&e->log, d->script, d->script_length)))
         return true;
     uint32_t length = 8 + (d->flushes_scripts ? 0 : (uint32_t)d->script_length);
-    batch_seal(e);
+    turn_seal(e);
     uint8_t *payload = replica_reserve(e->replica, RECORD_ADMIN, length);
     if (payload == NULL) {
         e->stalled = true;
@@ -105,11 +107,29 @@ void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const v
 
 static struct expect expect_of(struct engine *e, const struct request *r) {
     return (struct expect){.kind = EXPECT_CLIENT,
+                           .reads = !r->decision->writes && r->decision->replies == 1,
                            .replies = r->decision->replies,
                            .swallow = r->decision->swallow,
                            .database_after = r->decision->database_after,
                            .to = r->from,
+                           .life = r->decision->writes ? r->life : 0,
                            .since_ns = e->now_ns};
+}
+
+static struct command_entry entry_of(const struct request *r) {
+    const struct session_decision *d = r->decision;
+    return (struct command_entry){.length = (uint32_t)d->length,
+                                  .database = r->database,
+                                  .protocol = r->protocol,
+                                  .flags = r->life ? COMMAND_FORWARDED : 0,
+                                  .replies = d->replies,
+                                  .swallow = d->swallow,
+                                  .origin = {.node = r->from.node,
+                                             .slot = r->from.slot,
+                                             .life = r->life,
+                                             .sequence = r->from.sequence,
+                                             .generation = r->from.generation,
+                                             .unanswered = r->unanswered}};
 }
 
 /* Takes the request's bytes over, with the buffer they lie in if there is one. */
@@ -131,11 +151,12 @@ static void big_take(struct big *big, const uint8_t *bytes, size_t length, struc
 
 static void big_start(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect,
                       struct buffer *holder) {
-    batch_seal(e);
+    turn_seal(e);
     e->big.active = true;
     e->big.entry = *entry;
     e->big.expect = *expect;
     e->big.proposed = 0;
+    if (entry->flags & COMMAND_FORWARDED) e->big.entry.flags |= COMMAND_ANY_FORWARDED;
     big_take(&e->big, bytes, entry->length, holder);
     shared_switch(e, entry->database, entry->protocol);
     buffer_room(&e->shared.socket.out, entry->length);
@@ -189,14 +210,7 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     struct expect expect = expect_of(e, r);
     if (d->writes) {
         if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
-        struct command_entry entry = {.length = (uint32_t)d->length,
-                                      .database = r->database,
-                                      .protocol = r->protocol,
-                                      .node = r->from.node,
-                                      .slot = r->from.slot,
-                                      .generation = r->from.generation,
-                                      .replies = d->replies,
-                                      .sequence = r->from.sequence};
+        struct command_entry entry = entry_of(r);
         if (sizeof entry + d->length > e->config.replica.piece_bytes_max) {
             big_start(e, &entry, d->bytes, &expect, holder);
             if (d->loses_database) e->shared.database = -1;
@@ -220,13 +234,13 @@ void turn_local(struct engine *e, struct destination to, const void *bytes, size
 void turn_end(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
-    batch_seal(e);
+    turn_seal(e);
     if (e->big.active) big_step(e);
     if (!s->unproven || e->big.active) return;
-    static const char role[] = "*1\r\n$4\r\nROLE\r\n";
+    static const char role[] = ASK_ROLE;
     shared_append(e, role, sizeof role - 1);
     *(struct expect *)queue_push(&s->expects) = (struct expect){
-        .kind = EXPECT_ROLE, .replies = 1, .database_after = -1, .covered = e->command_index, .since_ns = e->now_ns};
+        .kind = EXPECT_ROLE, .replies = 1, .database_after = -1, .covered = e->command_index, .arrivals = owns_seal(e), .since_ns = e->now_ns};
     s->roles_in_flight++;
     s->unproven = false;
     turn_mark(e, e->command_index > e->admin_index ? e->command_index : e->admin_index);

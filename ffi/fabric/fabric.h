@@ -60,16 +60,35 @@ struct fabric_ops {
     /* Writer's side: the owner `peer` acknowledged that I hold its permission under `epoch`: the log link works
      * (again). Every post that was made before is finished or flushed. */
     void (*accept)(struct fabric *f, uint32_t peer, uint64_t epoch);
+    /* Writer's side, optional (NULL: nothing to do): I write `peer`'s log no more under the permission I had; the next
+     * word about it is accept(). Before asking for permission again: an owner that knows need not cut the link. */
+    void (*release)(struct fabric *f, uint32_t peer);
     /* Does this replica hold the permission on its own log? (what fences the local leader) */
     bool (*holds_own)(struct fabric *f);
     /* Wakes the peer's thread if it sleeps. */
     void (*wake)(struct fabric *f, uint32_t peer);
 };
 
+/* What else the engine needs of a fabric. Its own thread calls all of it. */
+struct fabric_host {
+    void *(*memory)(struct fabric *f, enum fabric_region region); /* of the own region */
+    int (*enter)(struct fabric *f);                               /* first of all; 0, or -1 */
+    /* Readable when there is something to look after; drain() empties it and gives a bit mask of the peers newly dead. */
+    int (*wait_fd)(struct fabric *f);
+    uint32_t (*drain)(struct fabric *f);
+    /* Before sleeping on wait_fd: what completes from here on makes it readable. False: something has completed already. */
+    bool (*arm)(struct fabric *f);
+    /* Are there posts that nothing was heard of? Never where a post takes effect at once. */
+    bool (*outstanding)(struct fabric *f);
+    uint64_t (*life)(struct fabric *f, uint32_t peer);    /* which life of the peer is attached: a random number; 0: none */
+    int (*open_link)(struct fabric *f, uint32_t peer);    /* to that life; -1 with errno, EBUSY: it is open */
+};
+
 struct fabric {
     const struct fabric_ops *ops;
     uint32_t self;
     uint32_t nodes;
+    const struct fabric_host *host; /* NULL in the simulator's */
 };
 
 #endif

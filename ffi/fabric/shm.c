@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,6 +12,8 @@
 #include "fabric/shm_copy.h"
 #include "fabric/shm_fence.h"
 #include "fabric/shm_link.h"
+#include "failpoint.h"
+#include "plant.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -29,6 +32,7 @@ static _Atomic uint64_t *hazard_at(const struct shm *s, const struct shm_link *l
 }
 
 static bool permitted(const struct shm_link *link) {
+    if (planted(PLANT_NO_REVOKE)) return link->token != SHM_NO_GRANT;
     return atomic_load_explicit(&link->control->permission.grant, memory_order_relaxed) == link->token;
 }
 
@@ -49,6 +53,7 @@ static void lose(struct shm *s, struct shm_link *link) {
  * grant first and looks at the hazard word then, so one of the two sees the other. All logs at once, because the fence
  * is what costs. */
 static void open_burst(struct shm *s) {
+    failpoint(FAIL_BEFORE_HAZARD);
     s->burst = true;
     s->hazardous = s->writable;
     for (uint32_t rest = s->writable; rest; rest &= rest - 1) {
@@ -75,7 +80,7 @@ static void close_burst(struct shm *s) {
 
 static uint8_t outcome(struct shm_post *post) {
     struct shm_link *link = post->link;
-    if (shm_link_dead(link)) return FABRIC_DOWN;
+    if (shm_link_dead(link) && !planted(PLANT_DEAD_ACKS)) return FABRIC_DOWN;
     if (post->kind == SHM_POST_BACKGROUND || link->fault == SHM_SOUND) return FABRIC_DONE;
     if (link->fault == SHM_BROKEN) return FABRIC_FLUSHED;
     if (post->kind == SHM_POST_LOG_READ) return FABRIC_DONE; /* ahead of the write that will be the first to fail */
@@ -85,6 +90,8 @@ static uint8_t outcome(struct shm_post *post) {
 
 void shm_settle(struct shm *s) {
     if (s->settled == s->posted) return;
+    if (s->burst) failpoint(FAIL_AFTER_STORE);
+    bool burst = s->burst;
     /* The stores are visible before the grants are looked at again: DONE means that the owner sees the bytes, and that
      * nobody had taken the permission by then. */
     atomic_thread_fence(memory_order_seq_cst);
@@ -94,6 +101,7 @@ void shm_settle(struct shm *s) {
         if (post->status == SHM_UNSETTLED) post->status = outcome(post);
         if (post->status != FABRIC_DONE) s->counters.refused++;
     }
+    if (burst) failpoint(FAIL_SETTLED);
 }
 
 static void remember(struct shm *s, struct shm_link *link, uint32_t peer, enum shm_post_kind kind, uint8_t status,
@@ -115,13 +123,23 @@ static void check_range(const struct shm *s, enum fabric_region region, uint64_t
     CHECK(length <= bytes && offset <= bytes - length);
 }
 
+/* In two parts where a test wants to stop between them. */
+static bool store(uint8_t *to, const uint8_t *bytes, uint32_t length) {
+    const uint32_t tail = sizeof(uint64_t);
+    failpoint(FAIL_BEFORE_STORE);
+    if (!failpoint_waits(FAIL_BEFORE_TAIL) || length <= tail) return shm_copy(to, bytes, length);
+    if (!shm_copy(to, bytes, length - tail)) return false;
+    failpoint(FAIL_BEFORE_TAIL);
+    return shm_copy(to + length - tail, bytes + length - tail, tail);
+}
+
 static void write_log(struct shm *s, struct shm_link *link, uint64_t offset, const void *bytes, uint32_t length) {
     if (!s->burst) open_burst(s);
     if (!(s->hazardous >> link->peer & 1)) {
         if (link->fault == SHM_SOUND) lose(s, link); /* never accepted */
         return;
     }
-    if (shm_copy(link->log + offset, bytes, length)) return;
+    if (store(link->log + offset, bytes, length)) return;
     lower(s, link);
     lose(s, link);
 }
@@ -185,6 +203,7 @@ static void accept_permission(struct fabric *f, uint32_t peer, uint64_t epoch) {
     link->token = shm_grant_word(epoch, s->config.self);
     link->fault = SHM_SOUND;
     s->writable |= 1u << peer;
+    failpoint(FAIL_ACCEPTED);
     uint64_t barred = atomic_load(&link->control->barred[s->config.self].times);
     if (barred == link->barred_seen) return;
     /* Lifting a write protection leaves the pages to be faulted in one by one: once, here. */
@@ -194,8 +213,7 @@ static void accept_permission(struct fabric *f, uint32_t peer, uint64_t epoch) {
 
 static void wake(struct fabric *f, uint32_t peer) {
     struct shm_link *link = usable(shm_of(f), peer);
-    uint64_t one = 1;
-    if (link && write(link->doorbell, &one, sizeof one) < 0) CHECK(errno == EAGAIN);
+    if (link) shm_ring(link->doorbell);
 }
 
 /* ---- the owner's side -------------------------------------------------------------------------------------------- */
@@ -237,10 +255,13 @@ static void revoke_permission(struct fabric *f) {
     uint32_t holder = shm_grant_holder(word);
     atomic_exchange(grant, shm_grant_word(shm_grant_epoch(word) + 1, SHM_NOBODY));
     s->counters.revocations++;
+    failpoint(FAIL_REVOKING);
     if (holder == SHM_NOBODY || holder == s->config.self) return;
+    if (planted(PLANT_NO_REVOKE) || planted(PLANT_LATE_WRITES)) return;
     struct shm_link *link = shm_link_of(s, holder);
     if (!link || link->barred) return; /* barred: still write-protected since an earlier revocation */
     if (!await_calm(s, link, (uint64_t)s->config.hazard_us * 1000)) fence_hard(s, link);
+    failpoint(FAIL_REVOKED);
 }
 
 /* Lets a writer store again that was write-protected: only when the burst in which it was caught is over, so that no
@@ -259,6 +280,7 @@ static uint64_t grant_permission(struct fabric *f, uint32_t peer) {
     if (link && link->barred) lift_bar(s, link);
     uint64_t epoch = shm_grant_epoch(word) + 1;
     atomic_store(grant, shm_grant_word(epoch, peer));
+    failpoint(FAIL_GRANTED);
     return epoch;
 }
 
@@ -279,11 +301,31 @@ const struct fabric_ops shm_ops = {
     .wake = wake,
 };
 
+static void *host_memory(struct fabric *f, enum fabric_region region) {
+    return region == FABRIC_LOG ? shm_log(shm_of(f)) : shm_background(shm_of(f));
+}
+static int host_enter(struct fabric *f) { return shm_enter(shm_of(f)); }
+static int host_wait_fd(struct fabric *f) { return shm_wait_fd(shm_of(f)); }
+static uint32_t host_drain(struct fabric *f) { return shm_drain(shm_of(f)); }
+static bool host_arm(struct fabric *f) { return f != NULL; } /* nothing completes by itself */
+static bool host_outstanding(struct fabric *f) { return f == NULL; }
+static uint64_t host_life(struct fabric *f, uint32_t peer) { return shm_region(shm_of(f), peer); }
+static int host_open_link(struct fabric *f, uint32_t peer) { return shm_open_link(shm_of(f), peer); }
+
+const struct fabric_host shm_host = {.memory = host_memory,
+                                     .enter = host_enter,
+                                     .wait_fd = host_wait_fd,
+                                     .drain = host_drain,
+                                     .arm = host_arm,
+                                     .outstanding = host_outstanding,
+                                     .life = host_life,
+                                     .open_link = host_open_link};
+
 /* ---- the engine's thread ----------------------------------------------------------------------------------------- */
 
 uint32_t shm_drain(struct shm *s) {
-    uint64_t rings;
-    if (read(s->fds.doorbell, &rings, sizeof rings) < 0) CHECK(errno == EAGAIN);
+    uint8_t rings[256];
+    if (recv(s->bell, rings, sizeof rings, 0) < 0) CHECK(errno == EAGAIN);
     return atomic_exchange(&s->newly_dead, 0);
 }
 

@@ -31,7 +31,7 @@ void *shm_log(struct shm *s);        /* own regions */
 void *shm_background(struct shm *s);
 
 /* log memfd, background memfd (which also holds grant word, hazard words, state and the death notice's mutex) and
- * doorbell eventfd: this node's, to be sent to every peer. They stay the fabric's. */
+ * the ringing end of the doorbell: this node's, to be sent to every peer. They stay the fabric's. */
 struct shm_descriptors { int log, background, doorbell; };
 struct shm_descriptors shm_fds(const struct shm *s);
 /* Maps a peer's regions; takes the descriptors. -1 with errno if sizes or layout do not match. */
@@ -41,8 +41,13 @@ int shm_attach(struct shm *s, uint32_t peer, struct shm_descriptors fds, int pee
 int shm_fence_fd(struct shm *s, uint32_t peer, uint64_t *mapping);
 /* What a peer sent of the same: takes the descriptor (-1: none, fence by pidfd). */
 int shm_set_fence(struct shm *s, uint32_t peer, int fd, uint64_t mapping);
-/* The link works from here on. Starts the thread that waits for the peer's death. */
+/* The link works from here on. Starts the thread that waits for the peer's death. Once the engine's thread has entered
+ * it is for that one to call: what it posted over a former link is settled first. */
 int shm_open_link(struct shm *s, uint32_t peer);
+/* Which life of the peer is attached: a random number of its region; 0: none. Any thread. */
+uint64_t shm_region(const struct shm *s, uint32_t peer);
+/* Has shm_open_link() been called for it? Any thread. */
+bool shm_is_open(const struct shm *s, uint32_t peer);
 
 /* By the engine's thread, once, before anything else: it is the one whose death is noticed. */
 int shm_enter(struct shm *s);

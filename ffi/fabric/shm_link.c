@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -83,8 +83,10 @@ static int make_regions(struct shm *s) {
     s->fds.background = make_memory("background", c->self, s->background_memory_bytes, &s->background);
     if (s->fds.background < 0) return errno;
     s->control = (struct shm_control *)(void *)(s->background + round_to_page(c->background_bytes));
-    s->fds.doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (s->fds.doorbell < 0) return errno;
+    int bell[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, bell)) return errno;
+    s->bell = bell[0];
+    s->fds.doorbell = bell[1];
     return init_control(s);
 }
 
@@ -107,7 +109,8 @@ struct shm *shm_new(const struct shm_config *config) {
     }
     s->config = *config;
     s->fds = (struct shm_descriptors){-1, -1, -1};
-    s->fabric = (struct fabric){.ops = &shm_ops, .self = config->self, .nodes = config->nodes};
+    s->bell = -1;
+    s->fabric = (struct fabric){.ops = &shm_ops, .self = config->self, .nodes = config->nodes, .host = &shm_host};
     shm_copy_init();
     int error = choose_fence(s);
     if (!error) error = make_regions(s);
@@ -124,7 +127,7 @@ void *shm_log(struct shm *s) { return s->log; }
 void *shm_background(struct shm *s) { return s->background; }
 struct shm_descriptors shm_fds(const struct shm *s) { return s->fds; }
 enum shm_fence shm_fence_kind(const struct shm *s) { return s->fence_kind; }
-int shm_wait_fd(const struct shm *s) { return s->fds.doorbell; }
+int shm_wait_fd(const struct shm *s) { return s->bell; }
 
 int shm_enter(struct shm *s) {
     int error = shm_notice_enter(s->control);
@@ -198,6 +201,7 @@ void shm_free(struct shm *s) {
     close_fd(s->fds.log);
     close_fd(s->fds.background);
     close_fd(s->fds.doorbell);
+    close_fd(s->bell);
     free(s);
 }
 
@@ -213,7 +217,7 @@ static bool memory_matches(int fd, uint64_t bytes) {
 static bool identity_matches(const struct shm *s, const struct shm_identity *theirs, uint32_t peer) {
     const struct shm_identity *own = &s->control->identity;
     return theirs->magic == SHM_MAGIC && theirs->layout == SHM_LAYOUT && theirs->owner == peer &&
-           theirs->nodes == own->nodes && theirs->mutex_bytes == own->mutex_bytes &&
+           peer < theirs->nodes && s->config.self < theirs->nodes && theirs->mutex_bytes == own->mutex_bytes &&
            theirs->log_bytes == own->log_bytes && theirs->background_bytes == own->background_bytes &&
            theirs->incarnation != own->incarnation;
 }
@@ -286,18 +290,21 @@ int shm_set_fence(struct shm *s, uint32_t peer, int fd, uint64_t mapping) {
     return 0;
 }
 
-static void ring(int doorbell) {
-    uint64_t one = 1;
-    if (write(doorbell, &one, sizeof one) < 0) CHECK(errno == EAGAIN); /* full: it has been ringing for long */
+/* A socket rather than an eventfd: the kernel takes its wake-up as that of somebody who is about to sleep, and lets the
+ * woken run here. Where it ran last another dying process may be freeing its memory, a millisecond nothing interrupts. */
+void shm_ring(int doorbell) {
+    const uint8_t one = 1;
+    if (send(doorbell, &one, sizeof one, MSG_NOSIGNAL) < 0) /* full: it has been ringing for long; or nobody is left */
+        CHECK(errno == EAGAIN || errno == EPIPE || errno == ECONNRESET);
 }
 
 static void *wait_for_death(void *argument) {
-    prompt_thread();
+    prompt_thread(PROMPT_NOW);
     struct shm_link *link = argument;
     if (shm_notice_wait(link->control, link->shm->config.self, &link->notice_stop)) {
         atomic_store(&link->dead, true);
         atomic_fetch_or(&link->shm->newly_dead, 1u << link->peer);
-        ring(link->shm->fds.doorbell);
+        shm_ring(link->shm->fds.doorbell);
     }
     atomic_store(&link->notice_ended, true);
     return NULL;
@@ -318,12 +325,26 @@ static int start_notice(struct shm_link *link) {
     return error;
 }
 
+uint64_t shm_region(const struct shm *s, uint32_t peer) {
+    const struct shm_link *link = atomic_load_explicit(&s->links[peer], memory_order_acquire);
+    return link ? link->control->identity.incarnation : 0;
+}
+
+bool shm_is_open(const struct shm *s, uint32_t peer) {
+    const struct shm_link *link = atomic_load_explicit(&s->links[peer], memory_order_acquire);
+    return link && atomic_load(&link->open);
+}
+
 int shm_open_link(struct shm *s, uint32_t peer) {
     struct shm_link *link = shm_link_of(s, peer);
     int error = !link ? ENOTCONN : atomic_load(&link->open) ? EBUSY : start_notice(link);
     if (error) {
         errno = error;
         return -1;
+    }
+    if (s->entered && pthread_equal(s->enterer, pthread_self())) {
+        shm_settle(s);
+        s->writable &= ~(1u << peer); /* the permission was a former life's */
     }
     atomic_store(&link->open, true);
     return 0;

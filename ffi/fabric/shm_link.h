@@ -70,6 +70,7 @@ struct shm {
     struct shm_control *control;
     uint64_t background_memory_bytes; /* control included */
     struct shm_descriptors fds;
+    int bell; /* the end of the doorbell that this node listens to */
     enum shm_fence fence_kind;
     bool entered;
     pthread_t enterer;
@@ -94,7 +95,9 @@ static inline struct shm_link *shm_link_of(struct shm *s, uint32_t peer) {
 void shm_reap(struct shm *s);
 /* The operations of the fabric (shm.c). */
 extern const struct fabric_ops shm_ops;
+extern const struct fabric_host shm_host;
 /* Finishes the burst: all hazard words lowered, every post's outcome known (shm.c). */
 void shm_settle(struct shm *s);
+void shm_ring(int doorbell);
 
 #endif

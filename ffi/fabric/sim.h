@@ -8,18 +8,38 @@
 
 #include "fabric/fabric.h"
 
+#define SIM_NOBODY 0xffffffffu
+
 struct sim_config {
     uint32_t nodes;
     uint64_t log_bytes, background_bytes;
     uint64_t seed;
     uint32_t delay_min_us, delay_max_us; /* of each way of a post */
     uint32_t part_bytes;                 /* a post lands in parts of this size; 0: in one */
+    bool scatter;                        /* its parts land in any order */
+    /* Logs are written by the writers' processors, as over shared memory, not by their network cards: they look at the
+     * permission, store, and look again, and may be stopped anywhere between. Who revokes then fences them. */
+    bool processor;
 };
 
-/* Mistakes that the checks of a test must notice. */
-enum sim_bug {
-    SIM_BUG_LATE_WRITES = 1, /* revoking does not keep out what was posted before */
-    SIM_BUG_DEAD_ACKS = 2    /* the memory of the dead acknowledges */
+/* Part of a write, about to be stored. */
+struct sim_landing {
+    uint32_t from, to;
+    enum fabric_region region;
+    uint64_t epoch; /* of the grant under which it is written; 0: none */
+    uint64_t offset;
+    const void *bytes;
+    uint32_t length;
+};
+
+/* What a test wants to see; what is NULL is not called. */
+struct sim_watch {
+    void *context;
+    void (*landing)(void *context, const struct sim_landing *what);
+    /* A permission was granted, or (holder SIM_NOBODY) revoked: at the end of the owner's call. */
+    void (*granted)(void *context, uint32_t owner, uint32_t holder, uint64_t epoch);
+    /* A node is between two of its steps, in the middle of a call to its fabric: here it may be stopped. */
+    void (*between)(void *context, uint32_t node);
 };
 
 struct sim;
@@ -44,9 +64,14 @@ void sim_heal(struct sim *s, uint32_t from, uint32_t to);
 void sim_freeze(struct sim *s, uint32_t node, bool frozen);
 /* Its posts stop where they are; posts to it fail. */
 void sim_crash(struct sim *s, uint32_t node);
+/* The node begins anew, with blank memory: what was under way from and to its former life comes to nothing, and every
+ * link with it is cut until sim_heal(). Whoever drives it frees its replica first. */
+void sim_wipe(struct sim *s, uint32_t node);
 /* Lets only the next `parts` parts of posts from `from` to `to` land; the rest stands still. UINT32_MAX: all. */
 void sim_hold(struct sim *s, uint32_t from, uint32_t to, uint32_t parts);
-void sim_plant(struct sim *s, uint32_t bugs);
+/* The log link fails once, as a queue pair does: until the next accept(). */
+void sim_break(struct sim *s, uint32_t from, uint32_t to);
+void sim_watch(struct sim *s, const struct sim_watch *watch);
 
 /* What was seen. */
 uint64_t sim_posts(const struct sim *s);              /* posts made so far */

@@ -8,7 +8,21 @@ from typing import Any
 import click
 
 from musidecar import __version__
-from musidecar.cli import bench, completion, demo, doctor, local, run, status
+from musidecar.cli import (
+    bench,
+    completion,
+    demo,
+    doctor,
+    local,
+    member,
+    pause,
+    recover,
+    reinit,
+    resume,
+    run,
+    status,
+    switchover,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -42,5 +56,5 @@ def main() -> None:
     """
 
 
-for verb in (local.verb, demo.verb, run.verb, status.verb, doctor.verb, bench.verb, completion.verb):
-    main.add_command(verb)
+for module in (local, demo, run, status, switchover, pause, resume, reinit, member, recover, doctor, bench, completion):
+    main.add_command(module.verb)

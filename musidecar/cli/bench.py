@@ -28,8 +28,18 @@ def verb() -> None:
 @click.option("--payload-bytes", type=click.IntRange(1), default=64, show_default=True, help="Of each record.")
 @click.option("--png", type=options.PATH, metavar="FILE", help="Draw it.")
 @click.option("--pin", is_flag=True, help="Keep the leader on a processor of its own.")
-def replicate(rounds: int, seconds: float, payload_bytes: int, png: Path | None, pin: bool) -> None:
-    """What a commit costs, beside raw copies of the same bytes."""
+@click.option("--fabric", type=click.Choice(["shm", "verbs"]), default="shm", show_default=True, help="Carries it.")
+@click.option("--device", metavar="NAME", help="The RDMA device.  [default: the first that will do]")
+@click.option("--count", type=click.IntRange(10), default=4000, show_default=True, help="Operations, over verbs.")
+def replicate(
+    rounds: int, seconds: float, payload_bytes: int, png: Path | None, pin: bool, fabric: str, device: str | None,
+    count: int,
+) -> None:  # fmt: skip
+    """What a commit costs, beside raw copies of the same bytes; over verbs, beside bare RDMA writes."""
+    if fabric == "verbs":
+        from musidecar.bench import race
+
+        sys.exit(race.run(count=count, payload_bytes=payload_bytes, device=device))
     from musidecar.bench import replicate
 
     sys.exit(replicate.run(rounds=rounds, payload_bytes=payload_bytes, seconds=seconds, png=png, pin=pin))
@@ -80,3 +90,25 @@ def steady(minutes: float, out: Path) -> None:
     from musidecar.bench import steady
 
     sys.exit(steady.run(minutes=minutes, out=out))
+
+
+@verb.command("switchover")
+@click.option("--runs", type=click.IntRange(1), default=50, show_default=True, help="Hand-overs, in one cluster.")
+@_out
+def switchover(runs: int, out: Path) -> None:
+    """Planned hand-overs under load: for how long nothing is acknowledged, what fails."""
+    from musidecar.bench import switchover
+
+    sys.exit(switchover.run(runs=runs, out=out))
+
+
+@verb.command("rejoin")
+@click.option("--megabytes", type=click.IntRange(1), default=1000, show_default=True, help="Of data in the cluster.")
+@click.option("--rate", type=click.IntRange(1), default=5000, show_default=True, help="Writes a second meanwhile.")
+@click.option("--timeout-s", type=click.FloatRange(1), default=300.0, show_default=True, help="For it to come back.")
+@_out
+def rejoin(megabytes: int, rate: int, timeout_s: float, out: Path) -> None:
+    """A node killed and started again: how long until it votes, what clients notice."""
+    from musidecar.bench import rejoin
+
+    sys.exit(rejoin.run(megabytes=megabytes, rate=rate, timeout_s=timeout_s, out=out))

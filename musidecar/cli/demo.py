@@ -12,7 +12,7 @@ from musidecar.cli import options
 def verb(backend: str) -> None:
     """See a node die and nothing get lost.
 
-    Starts a cluster, loads it, kills the leader's node, and proves that nothing was lost.
+    Starts a cluster, loads it, kills the leader's node, starts it again, and proves that nothing was lost.
 
     Exit code 0 only if nothing acknowledged is missing, nothing was done twice, and all servers hold the same data.
     """

@@ -12,10 +12,10 @@ from musidecar.cli import options
 @options.backend
 @click.option("--nodes", type=int, default=3, show_default=True, help="3 or 5.")
 @click.option("--port", type=int, default=7000, show_default=True, help="Node i listens on PORT + i - 1.")
-@click.option("--dir", "folder", type=options.PATH, metavar="DIR", help="Where it lives: a new or empty folder.")
+@click.option("--dir", "folder", type=options.PATH, metavar="DIR", help="Its folder: new, empty or its own.")
 @click.option("--fabric", default="shm", show_default=True, metavar="NAME", help="What carries the log.")
 @click.option("--binary", default="redis-server", show_default=True, metavar="PATH", help="The server to start.")
-@click.option("--restart", is_flag=True, hidden=True, help="Start a node that died again.")
+@click.option("--restart", is_flag=True, help="Start a node that died again.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def verb(
     backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str, restart: bool, log_json: bool
@@ -23,7 +23,8 @@ def verb(
     """A cluster on this host, in the foreground.
 
     Prints a line that starts with "ready" when every node answers clients. SIGTERM and Ctrl-C end every node and every
-    server behind it. DIR then holds cluster.toml and a log for each node.
+    server behind it, and keep the data: started again with the same DIR it goes on with that. DIR then holds
+    cluster.toml, and for each node a log and a folder.
     """
     from musidecar import local
     from musidecar.directory import default_directory

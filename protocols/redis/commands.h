@@ -15,7 +15,7 @@ enum command_way {
     WAY_WRITE = 2,   /* logged, then shared connection */
     WAY_SESSION = 3, /* answered or prepared by the session layer: see enum command_action */
     WAY_ADMIN = 4,   /* runs on the admin connection (SCRIPT KILL, FUNCTION KILL) */
-    WAY_LATER = 5,   /* needs an own connection: "not supported yet" error */
+    WAY_OWN = 5,     /* on the client's own connection: blocks, or the backend keeps state for it */
     WAY_REFUSE = 6   /* refused for good: would take the backend out of the cluster's hands */
 };
 
@@ -25,9 +25,12 @@ enum command_action {
     ACTION_EVAL,          /* WAY_WRITE or WAY_READ (_RO) whose argument 1 is a script body */
     ACTION_SCRIPT_LOAD,   /* WAY_WRITE, and the body travels in an ADMIN record */
     ACTION_SCRIPT_FLUSH,
-    ACTION_IF_BLOCK,      /* XREAD, XREADGROUP: WAY_LATER outside MULTI if command_blocks() */
-    ACTION_CONFIG_SET,    /* allow-list of parameters */
-    ACTION_ACL_CHANGE,
+    ACTION_IF_BLOCK,      /* XREAD, XREADGROUP: WAY_OWN outside MULTI if command_blocks() */
+    ACTION_CONFIG_SET,    /* WAY_ADMIN: allow-list of parameters; logged, and done on every node */
+    ACTION_ACL_CHANGE,    /* WAY_ADMIN: the same */
+    ACTION_WATCH,
+    ACTION_RAW,           /* WAY_OWN, and the backend's answers are not counted from then on: subscriptions, MONITOR */
+    ACTION_DEBUG,         /* WAY_READ, what changes no data */
     ACTION_INFO,          /* to the backend, and the sidecar adds a section of its own */
     ACTION_CLOSE          /* WAY_REFUSE without a word: "POST" and "Host:" come from a browser that was tricked */
 };

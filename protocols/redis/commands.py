@@ -29,7 +29,7 @@ class Way(IntEnum):
     WRITE = lib.WAY_WRITE
     SESSION = lib.WAY_SESSION
     ADMIN = lib.WAY_ADMIN
-    LATER = lib.WAY_LATER
+    OWN = lib.WAY_OWN
     REFUSE = lib.WAY_REFUSE
 
 
@@ -56,6 +56,9 @@ class Action(IntEnum):
     IF_BLOCK = lib.ACTION_IF_BLOCK
     CONFIG_SET = lib.ACTION_CONFIG_SET
     ACL_CHANGE = lib.ACTION_ACL_CHANGE
+    WATCH = lib.ACTION_WATCH
+    RAW = lib.ACTION_RAW
+    DEBUG = lib.ACTION_DEBUG
     INFO = lib.ACTION_INFO
     CLOSE = lib.ACTION_CLOSE
 
@@ -123,18 +126,24 @@ OVERRIDES: Mapping[str, Decision] = {
     "script|load": (Way.WRITE, Action.SCRIPT_LOAD),
     "script|flush": (Way.WRITE, Action.SCRIPT_FLUSH),
     **_each("script|kill function|kill", Way.ADMIN),
-    "script|debug": (Way.LATER, Action.NONE),
+    "script|debug": (Way.REFUSE, Action.NONE),
     # Flagged readonly or pubsub, but their effect is in the stream: PFCOUNT rewrites its cached cardinality.
     **_each("pfcount publish spublish", Way.WRITE),
     "pfdebug": (Way.WRITE, Action.NONE),
     # Block only if asked to.
     "xread": (Way.READ, Action.IF_BLOCK),
     "xreadgroup": (Way.WRITE, Action.IF_BLOCK),
-    # Need a connection of their own, or an ADMIN record.
-    **_each("watch monitor debug migrate waitaof", Way.LATER),
-    **_each("module|load module|loadex module|unload config|rewrite", Way.LATER),
-    "config|set": (Way.LATER, Action.CONFIG_SET),
-    **_each("acl|setuser acl|deluser acl|load acl|save", Way.LATER, Action.ACL_CHANGE),
+    # The backend keeps something for the client, or would do it a second time were it run again.
+    "watch": (Way.OWN, Action.WATCH),
+    "monitor": (Way.OWN, Action.RAW),
+    **_each("migrate", Way.OWN),
+    # Not in the stream: done on the leader, then logged, and done on every node.
+    "config|set": (Way.ADMIN, Action.CONFIG_SET),
+    **_each("acl|setuser acl|deluser", Way.ADMIN, Action.ACL_CHANGE),
+    # What the session layer lets pass changes no data.
+    "debug": (Way.READ, Action.DEBUG),
+    # Files and programs of one node: its configuration's.
+    **_each("module|load module|loadex module|unload config|rewrite acl|load acl|save", Way.REFUSE),
     # Would take the backend out of the cluster's hands.
     **_each("replicaof slaveof failover shutdown psync sync replconf", Way.REFUSE),
 }
@@ -152,7 +161,7 @@ CROSS_PROTOCOL = ("post", "host:")
 def _by_flags(flags: frozenset[str], categories: frozenset[str]) -> Way:
     """The way of a command that nothing else is known about. The order is the point."""
     if flags & {"blocking", "pubsub"}:
-        return Way.LATER
+        return Way.OWN
     if "readonly" in flags and "write" not in flags:
         return Way.READ
     if "admin" in flags:
@@ -174,7 +183,8 @@ def decide(name: str, flags: frozenset[str], categories: frozenset[str]) -> Deci
     if container == "cluster" and sub and "readonly" not in flags:
         # Unknown ones are changes until reviewed.
         return Way.REFUSE, Action.NONE
-    return _by_flags(flags, categories), Action.NONE
+    way = _by_flags(flags, categories)
+    return way, Action.RAW if way is Way.OWN and "pubsub" in flags else Action.NONE
 
 
 def _text(value: object) -> str:
@@ -198,7 +208,7 @@ def _command(entry: Any, subs: bool) -> Command:
         is_container=subs and name != "client",
         in_multi=_in_multi(name, way, action, flags),
         no_auth="no_auth" in flags,
-        blocking="blocking" in flags and way is Way.LATER,
+        blocking="blocking" in flags and way is Way.OWN,
     )
 
 
@@ -206,7 +216,7 @@ def _in_multi(name: str, way: Way, action: Action, flags: frozenset[str]) -> boo
     if way is Way.SESSION:
         return action in SESSION_IN_MULTI
     # A blocking command does not block inside MULTI, so there it travels like any other.
-    return way in (Way.READ, Way.WRITE) or (way is Way.LATER and "blocking" in flags)
+    return way in (Way.READ, Way.WRITE) or (way is Way.OWN and "blocking" in flags)
 
 
 def rows(reply: Iterable[Any]) -> list[Command]:

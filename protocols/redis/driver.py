@@ -162,8 +162,8 @@ def _remove_leftover(address: Address, directory: Path) -> None:
     except ReplyError as error:
         raise BackendError(f"another Redis listens on {socket_path} ({error}): stop it first") from None
     except BackendError as error:
-        if "cannot connect" not in str(error):
-            raise
+        if not any(sign in str(error) for sign in ("cannot connect", " lost: ", "closed the connection")):
+            raise  # else it has just died
     socket_path.unlink(missing_ok=True)
 
 
@@ -277,6 +277,8 @@ def wanted_settings(current: dict[str, str], backend_timeout_ms: int, token: str
         wanted["repl-timeout"] = str(REPL_TIMEOUT_S_MIN)
     if not 0 < int(current.get("busy-reply-threshold", "0")) <= busy_ms:
         wanted["busy-reply-threshold"] = str(busy_ms)  # -BUSY says "alive" before the time-out says "hung"
+    if current.get("replica-ignore-disk-write-errors") == "no":  # else a follower whose disk is full ends at a write
+        wanted["replica-ignore-disk-write-errors"] = "yes"
     limits = current.get("client-output-buffer-limit", "").split()
     classes = {limits[i]: limits[i + 1 : i + 4] for i in range(0, len(limits), 4)}
     if (classes.get("slave") or classes.get("replica")) != ["0", "0", "0"]:
@@ -290,6 +292,8 @@ def prepare(
     token: str,
     backend_timeout_ms: int,
     joining: bool = False,
+    rejoins: bool = False,
+    follows: bool = False,
     replace_data: bool = False,
     replace_line: str = "",
 ) -> Prepared:
@@ -297,22 +301,48 @@ def prepare(
 
     token: secret that this backend will present when it asks the sidecar for its feed. joining: this node does not
     bring the cluster's data; if its backend holds keys or functions it is refused (HoldsData) unless `replace_data`;
-    `replace_line` is what to type then. BackendError with the reason for everything else that does not fit.
+    `replace_line` is what to type then. rejoins: into a cluster that runs; what a former life of this node has left in
+    the backend (it has the same token) is then the cluster's, and not refused. follows: the backend was this sidecar's
+    before, and stays its replica if it is one still. BackendError with the reason for
+    everything else that does not fit.
     """
     with Connection(address) as connection:
         try:
-            return _prepare(connection, token, backend_timeout_ms, joining, joining and not replace_data, replace_line)
+            if rejoins and connection.config().get("masterauth") == token:
+                replace_data = True
+            must_be_empty = joining and not replace_data
+            return _prepare(connection, token, backend_timeout_ms, joining, follows, must_be_empty, replace_line)
         except ReplyError as error:
             raise BackendError(_explain(address, error)) from None
 
 
+def knows(address: Address, token: str) -> bool:
+    """Was this Redis prepared with that token, and has run since? BackendError."""
+    with Connection(address) as connection:
+        return connection.config().get("masterauth") == token
+
+
+def forget(address: Address, token: str) -> None:
+    """What `prepare()` did to tell it is undone: somebody else's data is then not taken for the cluster's."""
+    if knows(address, token):
+        with Connection(address) as connection:
+            connection.call("CONFIG", "SET", "masterauth", "")
+
+
 def _prepare(
-    connection: Connection, token: str, backend_timeout_ms: int, joining: bool, must_be_empty: bool, replace_line: str
+    connection: Connection,
+    token: str,
+    backend_timeout_ms: int,
+    joining: bool,
+    follows: bool,
+    must_be_empty: bool,
+    replace_line: str,
 ) -> Prepared:
     address = connection.address
     server = connection.info("server")
     _check_version(address, server)
-    left_over = _check_role(connection, joining)
+    stays = follows and connection.call("ROLE")[0] == b"slave" and connection.config().get("masterauth") == token
+    left_over = not stays and _check_role(connection, joining)
     keys, functions = count_keys(connection), count_functions(connection)
     if must_be_empty and (keys or functions):
         raise HoldsData(

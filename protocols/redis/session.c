@@ -1,14 +1,17 @@
 /* session.c: see session.h. */
-#include "protocols/redis/session.h"
+#include "protocols/redis/session_word.h"
 
 #include <stdio.h>
-#include <strings.h>
 
 #define TEXT_MAX 512
 
+/* One line whatever the client's own bytes in it are: a line's end among them would be an answer to something else. */
 static void reply_error(struct buffer *out, const char *text) {
+    size_t length = strlen(text);
     buffer_text(out, "-");
-    buffer_text(out, text);
+    char *line = (char *)buffer_room(out, length);
+    for (size_t i = 0; i < length; i++) line[i] = text[i] == '\r' || text[i] == '\n' ? ' ' : text[i];
+    out->end += length;
     buffer_text(out, "\r\n");
 }
 
@@ -28,36 +31,6 @@ static void reply_integer(struct buffer *out, long long value) {
 
 static void reply_null(const struct session *s, struct buffer *out) {
     buffer_text(out, s->protocol == 3 ? "_\r\n" : "$-1\r\n");
-}
-
-struct word {
-    const char *text;
-    size_t length;
-};
-
-static struct word word_at(const struct resp_request *request, const uint8_t *bytes, uint64_t i) {
-    struct resp_argument a = resp_request_argument(request, bytes, i);
-    return (struct word){(const char *)bytes + a.offset, a.length};
-}
-
-static bool word_is(struct word w, const char *name) {
-    return w.length == strlen(name) && strncasecmp(w.text, name, w.length) == 0;
-}
-
-/* A decimal number as Redis's string2ll reads it: no sign but '-', no leading zeros or blanks. */
-static bool word_number(struct word w, long long *value) {
-    if (w.length == 0 || w.length > 19) return false;
-    bool negative = w.text[0] == '-';
-    size_t i = negative ? 1 : 0;
-    if (i == w.length || (w.text[i] == '0' && w.length > i + 1)) return false;
-    unsigned long long sum = 0;
-    for (; i < w.length; i++) {
-        if (w.text[i] < '0' || w.text[i] > '9') return false;
-        sum = sum * 10 + (unsigned long long)(w.text[i] - '0');
-    }
-    if (sum > 9223372036854775807ull) return false;
-    *value = negative ? -(long long)sum : (long long)sum;
-    return true;
 }
 
 static struct session_decision answered(void) { return (struct session_decision){.verdict = SESSION_ANSWER}; }
@@ -134,20 +107,18 @@ static struct session_decision verify(struct session *s, const uint8_t *bytes, s
         .verdict = SESSION_VERIFY, .bytes = bytes, .length = length, .replies = 1, .hello_protocol = protocol};
 }
 
-/* Everybody's requests share a connection with the rights of one user: another user's smaller rights would be forgotten. */
-static const char *const OTHER_USER_TEXT = "ERR ACL users other than 'default' are not supported through musidecar yet";
-
 static bool word_is_default(struct word w) { return w.length == 7 && memcmp(w.text, "default", 7) == 0; }
 
-static struct session_decision step_auth(struct session *s, const struct resp_request *request, const uint8_t *bytes,
-                                         struct buffer *answer) {
-    if (request->argc == 3 && !word_is_default(word_at(request, bytes, 1))) return failed(answer, OTHER_USER_TEXT);
+/* Everybody's requests share a connection with the rights of one user: another one's are checked on one of its own. */
+static struct session_decision step_auth(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                         const uint8_t *bytes) {
+    if (request->argc == 3 && !word_is_default(word_at(request, bytes, 1))) return session_own_enter(s, info, request, bytes);
     return verify(s, bytes, request->length, 0);
 }
 
 static struct session_decision step_hello(struct session *s, const struct session_context *context,
-                                          const struct resp_request *request, const uint8_t *bytes,
-                                          struct buffer *answer) {
+                                          const struct command_info *info, const struct resp_request *request,
+                                          const uint8_t *bytes, struct buffer *answer) {
     long long protocol = s->protocol;
     if (request->argc >= 2) {
         if (!word_number(word_at(request, bytes, 1), &protocol))
@@ -176,7 +147,7 @@ static struct session_decision step_hello(struct session *s, const struct sessio
         return failed(answer, "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> "
                               "AUTH <user> <pass> option can be used to authenticate the client and select the RESP "
                               "protocol version at the same time");
-    if (user.text != NULL && !word_is_default(user)) return failed(answer, OTHER_USER_TEXT);
+    if (user.text != NULL && !word_is_default(user)) return session_own_enter(s, info, request, bytes);
     if (name.text != NULL) name_set(s, name);
     if (user.text != NULL) {
         buffer_clear(&s->block); /* no transaction is open: HELLO is not allowed in one */
@@ -219,29 +190,17 @@ static struct session_decision step_reset(struct session *s, const struct sessio
     return answered();
 }
 
-static void reply_client_line(const struct session *s, struct buffer *answer) {
-    char text[TEXT_MAX];
-    int n = snprintf(text, sizeof text, "id=%llu addr=%s name=%s db=%u resp=%u flags=%s multi=%d\n",
-                     (unsigned long long)s->client_id, s->peer, s->name, s->database, s->protocol, s->in_multi ? "x" : "N",
-                     s->in_multi ? (int)s->multi_commands - 1 : -1);
-    reply_bulk(answer, text, (size_t)n);
-}
-
-static const char *const LATER_TEXT = "ERR %.*s is not supported through musidecar yet";
-
-static struct session_decision later(struct buffer *answer, const char *name, size_t length) {
-    char text[TEXT_MAX];
-    snprintf(text, sizeof text, LATER_TEXT, (int)(length < 128 ? length : 128), name);
-    return failed(answer, text);
-}
-
-static struct session_decision step_client(struct session *s, const struct resp_request *request, const uint8_t *bytes,
-                                           struct buffer *answer) {
+static struct session_decision step_client(struct session *s, const struct session_context *context, const struct command_info *info,
+                                           const struct resp_request *request, const uint8_t *bytes, struct buffer *answer) {
     struct word sub = word_at(request, bytes, 1);
-    char text[TEXT_MAX];
-    if (word_is(sub, "id")) {
-        reply_integer(answer, (long long)s->client_id);
-    } else if (word_is(sub, "getname")) {
+    const struct command_info *known;
+    enum command_verdict verdict = command_lookup_sub(context->commands, info, request, bytes, &known);
+    if (verdict != COMMAND_OK) {
+        char line[TEXT_MAX];
+        buffer_append(answer, line, command_error(verdict, known, request, bytes, line, sizeof line));
+        return answered();
+    }
+    if (word_is(sub, "getname") && request->argc == 2) {
         if (s->name[0]) reply_bulk(answer, s->name, strlen(s->name));
         else reply_null(s, answer);
     } else if (word_is(sub, "setname") && request->argc == 3) {
@@ -249,21 +208,10 @@ static struct session_decision step_client(struct session *s, const struct resp_
         if (!name_allowed(name)) return failed(answer, NAME_TEXT);
         name_set(s, name);
         buffer_text(answer, "+OK\r\n");
-    } else if (word_is(sub, "info") || word_is(sub, "list")) {
-        reply_client_line(s, answer);
-    } else if (word_is(sub, "no-evict") || (word_is(sub, "reply") && request->argc == 3 && word_is(word_at(request, bytes, 2), "on")) ||
-               (word_is(sub, "tracking") && request->argc == 3 && word_is(word_at(request, bytes, 2), "off"))) {
+    } else if (word_is(sub, "setinfo") || word_is(sub, "no-touch")) { /* of Redis 7.2; libraries send them to everybody */
         buffer_text(answer, "+OK\r\n");
-    } else if (word_is(sub, "getredir")) {
-        reply_integer(answer, -1);
-    } else if (word_is(sub, "setinfo") || word_is(sub, "no-touch") || sub.length > 16) { /* came with Redis 7.2 */
-        snprintf(text, sizeof text, "ERR unknown subcommand '%.*s'. Try CLIENT HELP.", (int)(sub.length < 128 ? sub.length : 128), sub.text);
-        return failed(answer, text);
     } else {
-        int n = snprintf(text, sizeof text, "CLIENT %.*s", (int)sub.length, sub.text);
-        char name[64];
-        memcpy(name, text, (size_t)n < sizeof name ? (size_t)n : sizeof name);
-        return later(answer, name, (size_t)n < sizeof name ? (size_t)n : sizeof name);
+        return session_own_enter(s, info, request, bytes);
     }
     return answered();
 }
@@ -341,6 +289,10 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         case ACTION_RESET: session_pause(s, answer); return step_reset(s, context, answer);
         default: break;
     }
+    if (context->busy && info->action != ACTION_MULTI) {
+        s->multi_commands++;
+        return multi_fail(s, more, answer, "-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n");
+    }
     s->multi_commands++;
     if (info->action == ACTION_MULTI) {
         s->multi_commands--;
@@ -358,7 +310,14 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         carried = multi_select(s, context, word_at(request, bytes, 1));
         if (!carried) return multi_fail(s, more, answer, "-ERR DB index is out of range\r\n");
     }
-    if (!carried || !info->in_multi) {
+    bool on_own = info->way == WAY_OWN || info->way == WAY_SESSION || (info->way != WAY_REFUSE && info->way != WAY_ADMIN && carried);
+    if ((!carried || !info->in_multi) && on_own && !session_refuses(info, request, bytes)) {
+        s->multi_commands--;
+        if (!s->multi_broken) return session_own_enter(s, info, request, bytes);
+        s->multi_commands++;
+        return multi_answer(s, more, answer, "+QUEUED\r\n");
+    }
+    if (!carried || !info->in_multi || session_refuses(info, request, bytes)) {
         char line[TEXT_MAX];
         snprintf(line, sizeof line, "-ERR %s is not supported inside a transaction through musidecar\r\n", info->name);
         return multi_fail(s, more, answer, line);
@@ -404,26 +363,44 @@ static struct session_decision travel(const struct command_info *info, const str
     return d;
 }
 
+static struct session_decision step_refused(const struct command_info *info, struct buffer *answer) {
+    char text[TEXT_MAX];
+    snprintf(text, sizeof text, "ERR %s is refused: musidecar decides which node leads and what its backend replicates", info->name);
+    return failed(answer, text);
+}
+
+static struct session_decision step_admin(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes,
+                                          struct buffer *answer) {
+    if (info->action == ACTION_CONFIG_SET && !session_config_allowed(request, bytes)) return step_refused(info, answer);
+    struct session_decision d = submit(request, bytes, false);
+    d.verdict = SESSION_ADMIN;
+    d.travels = info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE;
+    return d;
+}
+
 static struct session_decision step_state(struct session *s, const struct session_context *context,
                                           const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes, bool more, struct buffer *answer) {
     struct session_decision d;
     switch ((enum command_action)info->action) {
         case ACTION_SELECT: return step_select(s, context, word_at(request, bytes, 1), answer);
-        case ACTION_HELLO: return step_hello(s, context, request, bytes, answer);
-        case ACTION_AUTH: return step_auth(s, request, bytes, answer);
+        case ACTION_HELLO: return step_hello(s, context, info, request, bytes, answer);
+        case ACTION_AUTH: return step_auth(s, info, request, bytes);
         case ACTION_MULTI: return step_multi(s, request, bytes, more, answer);
         case ACTION_EXEC: return failed(answer, "ERR EXEC without MULTI");
         case ACTION_DISCARD: return failed(answer, "ERR DISCARD without MULTI");
         case ACTION_UNWATCH: buffer_text(answer, "+OK\r\n"); return answered();
         case ACTION_QUIT:
+            session_pause(s, answer); /* of an open transaction: first what was asked before */
             buffer_text(answer, "+OK\r\n");
             d = answered();
             d.close = true;
             return d;
         case ACTION_RESET: return step_reset(s, context, answer);
         case ACTION_WAIT: reply_integer(answer, context->followers); return answered();
-        case ACTION_CLIENT: return step_client(s, request, bytes, answer);
+        case ACTION_CLIENT:
+            if (session_refuses(info, request, bytes)) return step_refused(info, answer);
+            return step_client(s, context, info, request, bytes, answer);
         default: return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
     }
 }
@@ -433,6 +410,7 @@ struct session_decision session_step(struct session *s, const struct session_con
                                      struct buffer *answer) {
     const struct command_info *info = NULL;
     enum command_verdict verdict = command_lookup(context->commands, request, bytes, &info);
+    if (s->own != OWN_NONE) return session_own_step(s, context, verdict == COMMAND_OK ? info : NULL, request, bytes);
     if (verdict != COMMAND_OK) {
         char line[TEXT_MAX];
         size_t n = command_error(verdict, info, request, bytes, line, sizeof line - 1);
@@ -457,21 +435,19 @@ struct session_decision session_step(struct session *s, const struct session_con
         return step_queue(s, context, info, request, bytes, more, answer);
     switch ((enum command_way)info->way) {
         case WAY_SESSION: return step_state(s, context, info, request, bytes, more, answer);
-        case WAY_ADMIN: {
-            struct session_decision d = submit(request, bytes, false);
-            d.verdict = SESSION_ADMIN;
-            return d;
-        }
-        case WAY_REFUSE: {
-            char text[TEXT_MAX];
-            snprintf(text, sizeof text, "ERR %s is refused: musidecar decides which node leads and what its backend replicates", info->name);
-            return failed(answer, text);
-        }
-        case WAY_LATER: return later(answer, info->name, strlen(info->name));
+        case WAY_ADMIN: return step_admin(info, request, bytes, answer);
+        case WAY_REFUSE: return step_refused(info, answer);
+        case WAY_OWN: return session_own_enter(s, info, request, bytes);
         default: break;
+    }
+    if (context->busy && strcmp(info->name, "function|stats") == 0) { /* tells what runs, and for how long */
+        struct session_decision d = submit(request, bytes, false);
+        d.verdict = SESSION_ADMIN;
+        return d;
     }
     if (context->busy)
         return failed(answer, "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.");
-    if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return later(answer, "a BLOCK option", 14);
+    if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return session_own_enter(s, info, request, bytes);
+    if (info->action == ACTION_DEBUG && session_refuses(info, request, bytes)) return step_refused(info, answer);
     return travel(info, request, bytes);
 }

@@ -26,6 +26,15 @@ struct session_context { /* the same for all clients of a node */
     uint64_t block_bytes_max;    /* a transaction may not be longer */
 };
 
+/* How a client's requests travel. What the backend must keep for it (a WATCH, a subscription), and what makes it wait
+ * (BLPOP), needs a connection of the client's own to the leader's backend, and everything goes over that one then: nothing
+ * is answered here, so that the backend's own order holds. It is left again when the backend keeps nothing for it. */
+enum session_own {
+    OWN_NONE = 0,
+    OWN_COUNTED = 1, /* the backend answers each request once */
+    OWN_RAW = 2      /* it says what it likes (subscribed, MONITOR): to the end */
+};
+
 struct session {
     uint64_t client_id;
     uint32_t database;
@@ -35,6 +44,12 @@ struct session {
     int32_t multi_database;   /* SELECT inside the transaction: the database after it, else -1 */
     uint32_t multi_commands;  /* MULTI itself included */
     uint32_t multi_answered;  /* answers already given for them */
+    enum session_own own;
+    bool own_multi, own_watch, own_stays; /* what the backend keeps for it */
+    bool other_user;          /* the backend checks what it may do */
+    bool login, login_before; /* credentials are on their way on the own connection; other_user if they are refused */
+    bool reply_off, reply_skip, skip_next; /* CLIENT REPLY: no answers; not for this request; not for the next */
+    bool quiet;               /* set by the caller: none of its requests is unanswered */
     struct buffer block;      /* the transaction so far, as it will travel */
     struct buffer deferred;   /* answers not given yet: the client had more to say already */
     char name[SESSION_NAME_MAX];
@@ -46,13 +61,15 @@ enum session_verdict {
     SESSION_ANSWER = 1,  /* the answer was appended; close afterwards if `close` */
     SESSION_SUBMIT = 2,  /* the request travels: see the fields below */
     SESSION_VERIFY = 3,  /* credentials, to be shown to the backend on a connection of its own: `bytes` is the AUTH */
-    SESSION_ADMIN = 4    /* runs on the admin connection */
+    SESSION_ADMIN = 4,   /* runs on the admin connection */
+    SESSION_OWN = 5,     /* travels on the client's own connection */
+    SESSION_WAIT = 6     /* nothing was done: once it is quiet, this request again */
 };
 
 struct session_decision {
     enum session_verdict verdict;
     bool close;
-    /* SUBMIT, ADMIN, VERIFY */
+    /* SUBMIT, ADMIN, VERIFY, OWN */
     const uint8_t *bytes;
     size_t length;
     bool writes;                /* to be logged */
@@ -62,6 +79,8 @@ struct session_decision {
     const uint8_t *script;      /* body of a script that EVALSHA may name later, or NULL */
     size_t script_length;
     bool flushes_scripts;
+    bool travels;               /* ADMIN: where it is done it is logged, and done on every node */
+    bool as_default;            /* OWN: a new connection logs in as everybody's does */
     /* VERIFY by HELLO: what to set once verified */
     uint8_t hello_protocol;     /* 0: plain AUTH */
 };
@@ -74,11 +93,35 @@ void session_close(struct session *s);
 struct session_decision session_step(struct session *s, const struct session_context *context,
                                      const struct resp_request *request, const uint8_t *bytes, bool more,
                                      struct buffer *answer);
+/* Every request on the own connection is answered: may the client leave it? */
+static inline bool session_own_done(const struct session *s) {
+    return s->own == OWN_COUNTED && !s->own_multi && !s->own_watch && !s->own_stays;
+}
 /* The client has nothing more to say for now: gives the deferred answers of an open transaction. */
 bool session_pause(struct session *s, struct buffer *answer);
 /* After VERIFY: the backend accepted the credentials. Appends what HELLO answers (or nothing for AUTH: the backend's own
  * +OK is passed on). */
 void session_verified(struct session *s, const struct session_context *context, uint8_t hello_protocol,
                       struct buffer *answer);
+
+/* ---- session_own.c ---- */
+
+/* Puts the client onto a connection of its own, an open transaction with it; this request is the first there. */
+struct session_decision session_own_enter(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                          const uint8_t *bytes);
+/* A request of a client that has one. info: NULL if the command is not known. */
+struct session_decision session_own_step(struct session *s, const struct session_context *context, const struct command_info *info,
+                                         const struct resp_request *request, const uint8_t *bytes);
+/* The answer to credentials that went over the own connection (`login`); nothing else goes there meanwhile. */
+void session_login_answered(struct session *s, bool refused);
+/* Only a connection of its own can answer this CLIENT ... */
+bool session_client_needs_own(const struct resp_request *request, const uint8_t *bytes);
+/* The backend must not see this DEBUG, CLIENT KILL ... although it might do it. */
+bool session_refuses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
+/* CONFIG SET of nothing but what may differ between clusters, and not between nodes. */
+bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes);
+/* The i-th parameter that CONFIG SET may change, the i-th DEBUG that passes; NULL behind the last. */
+const char *session_config_name(uint32_t i);
+const char *session_debug_name(uint32_t i);
 
 #endif

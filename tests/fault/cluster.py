@@ -6,12 +6,15 @@ no process of its cluster left, which is checked.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 
 import pytest
 
 from musidecar.compare import compare, compare_logs
 from musidecar.testbed import ClusterStatus, NodeStatus, Testbed
+from musidecar.workload import encode
 
 
 def leader_of(status: ClusterStatus) -> NodeStatus:
@@ -23,6 +26,37 @@ def leader_of(status: ClusterStatus) -> NodeStatus:
 def a_follower_of(status: ClusterStatus) -> NodeStatus:
     """The first node that follows."""
     return status.followers[0]
+
+
+def another_serves(bed: Testbed, old: ClusterStatus, timeout_s: float = 20.0) -> ClusterStatus:
+    """Waits until another node than in `old` leads and serves, in a later term."""
+
+    def served(status: ClusterStatus) -> bool:
+        leads_anew = status.leader not in (None, old.leader) and status.term > old.term
+        return leads_anew and bool(status[status.leader or ""].moment_us("served_us"))
+
+    return bed.wait_status("another node serves", served, timeout_s)
+
+
+def follows(status: ClusterStatus, node: str) -> bool:
+    """The node follows, and its clients are served."""
+    return status[node].role == "follower" and bool(status[node].more.get("serving"))
+
+
+def send(node: NodeStatus, *words: bytes) -> socket.socket:
+    """One request on a connection of its own."""
+    connection = socket.create_connection(node.client_address, timeout=30)
+    connection.sendall(encode(words))
+    return connection
+
+
+def last_words(connection: socket.socket) -> bytes:
+    """What the other side still says until it closes the connection. TimeoutError when it does not."""
+    got = b""
+    with contextlib.closing(connection), contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(1 << 16):
+            got += data
+    return got
 
 
 def assert_same_data(bed: Testbed, status: ClusterStatus | None = None) -> int:

@@ -40,11 +40,15 @@ def config_file(folder: Path, free_port: int) -> Path:
     return folder / "cluster.toml"
 
 
+def start_own(folder: Path) -> subprocess.Popen[bytes]:
+    options = ["--port", "0", "--unixsocket", str(folder / "own.sock"), "--save", "", "--requirepass", PASSWORD]
+    return subprocess.Popen(["redis-server", *options, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+
+
 @pytest.fixture
 def own(folder: Path) -> Iterator[redis.Redis]:
     """The user's Redis, with three keys; it outlives every sidecar."""
-    options = ["--port", "0", "--unixsocket", str(folder / "own.sock"), "--save", "", "--requirepass", PASSWORD]
-    process = subprocess.Popen(["redis-server", *options, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    process = start_own(folder)
     client = redis.Redis(unix_socket_path=str(folder / "own.sock"), password=PASSWORD)
     try:
         wait_for("the socket", (folder / "own.sock").exists)
@@ -102,6 +106,28 @@ def test_its_data_is_everywhere_and_outlives_its_node(
     assert own.ping()  # the user's own Redis is nobody's to kill
     for client in clients:
         client.close()
+
+
+def test_when_it_is_restarted_it_is_taken_up_and_filled_again(
+    own: redis.Redis, nodes: list[subprocess.Popen[bytes]], config_file: Path, folder: Path
+) -> None:
+    config = load(config_file)
+    with redis.Redis(port=config.nodes[1].client_port, password=PASSWORD) as client:
+        assert client.set("d", 4)
+        os.kill(own.info("server")["process_id"], signal.SIGKILL)
+        wait_for("another leads", lambda: collect(config)["leader"] in (2, 3))
+        wait_for("its end is seen", lambda: collect(config)["nodes"][0]["backend_pid"] is None)
+        assert client.set("e", 5)
+        again = start_own(folder)
+        try:
+            wait_for("it serves", lambda: collect(config)["nodes"][0]["serving"])
+            wait_for("it holds the data", lambda: own.mget(*"abcde") == [b"1", b"2", b"3", b"4", b"5"])
+            assert own.config_get("masterauth")["masterauth"]
+            assert own.config_get("repl-backlog-size")["repl-backlog-size"] == str(64 << 20)
+            assert own.info("replication")["role"] == "slave"
+        finally:
+            again.terminate()
+            again.wait(10)
 
 
 def test_no_node_lets_anybody_in_without_the_password(

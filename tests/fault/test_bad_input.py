@@ -162,7 +162,7 @@ def test_announced_but_never_sent_costs_no_memory(shared_bed: Testbed, node: Nod
 
 
 @pytest.mark.parametrize("through", ["leader", "follower"])
-def test_a_script_that_never_ends_can_be_killed(bed: Testbed, through: str) -> None:
+def test_rule_04_a_script_that_never_ends_can_be_killed(bed: Testbed, through: str) -> None:
     """On a cluster of its own: while the script runs nobody else is served, as with Redis itself."""
     before = bed.status()
     node = leader_of(before) if through == "leader" else a_follower_of(before)
@@ -211,7 +211,7 @@ def _ask_for_much(bed: Testbed, node: NodeStatus, megabytes: int) -> socket.sock
     return sock
 
 
-def test_a_client_that_never_reads_costs_bounded_memory(shared_bed: Testbed, node: NodeStatus) -> None:
+def test_rule_11_a_client_that_never_reads_costs_bounded_memory(shared_bed: Testbed, node: NodeStatus) -> None:
     status = shared_bed.status()
     pids = [p for n in status.nodes for p in (n.pid, n.backend_pid)]
     before = {pid: resident_bytes(pid) for pid in pids}

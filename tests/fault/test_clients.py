@@ -160,7 +160,7 @@ def test_redis_py(shared_bed: Testbed, node: NodeStatus, protocol: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_transactions(shared_bed: Testbed, node: NodeStatus, protocol: int) -> None:
+def test_rule_04_transactions_as_redis_runs_them(shared_bed: Testbed, node: NodeStatus, protocol: int) -> None:
     client = shared_bed.client(node, protocol=protocol)
     client.delete("tx:n")
     with client.pipeline(transaction=True) as pipe:
@@ -214,7 +214,7 @@ def test_a_thousand_connections(node: NodeStatus) -> None:
                 assert got == want
 
 
-def test_a_value_of_64_megabytes(shared_bed: Testbed, node: NodeStatus) -> None:
+def test_rule_03_a_value_larger_than_the_ring(shared_bed: Testbed, node: NodeStatus) -> None:
     client = shared_bed.client(node, socket_timeout=100)
     value = os.urandom(1 << 20) * 64
     assert client.set("big", value) is True

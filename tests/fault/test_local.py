@@ -177,6 +177,8 @@ def test_restart_starts_a_dead_node_again(folder: Path, free_port: int) -> None:
         os.kill(old, signal.SIGKILL)
         assert local.line("node 3 ended").endswith("starting it again")
         wait_for("a new process", lambda: (folder / "c/node-3.lock").read_text().strip() not in ("", str(old)))
+        wait_for("it counts again", lambda: local.status()["nodes"][2].get("member") is True)
+        assert local.status()["nodes"][2]["role"] == "follower"
     finally:
         local.close()
 

@@ -22,7 +22,7 @@ from musidecar.protocols.redis.admin import Address, BackendError, ReplyError
 from musidecar.protocols.redis.admin import Connection as Redis
 from musidecar.testbed import free_ports
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 PASSWORD = "open sesame"
 
 
@@ -115,9 +115,9 @@ def test_sigterm_ends_nodes_in_order_with_their_backends(nodes: Nodes) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in backends)
     assert "node 3 has stopped" in nodes.log(1)
     assert sorted(path.name for path in nodes.folder.rglob("*.sock")) == []
-    nodes.run_all()  # the folder of a cluster that has ended serves a new one
+    nodes.run_all()
     with nodes.client(1) as client:
-        assert client.call("GET", "k") is None, "memory only"
+        assert client.call("GET", "k") == b"v"
 
 
 def test_sigterm_while_waiting_for_the_others(nodes: Nodes) -> None:
@@ -145,21 +145,24 @@ def test_a_status_has_what_was_promised(nodes: Nodes) -> None:
     )
 
 
-def test_a_killed_node_is_refused_when_it_comes_back_and_the_others_go_on(nodes: Nodes) -> None:
+def test_trap_22_a_killed_node_comes_back_as_another_life_and_the_others_go_on(nodes: Nodes) -> None:
     nodes.run_all()
     with nodes.client(2) as client:
         client.call("SET", "k", "v")
+    first = nodes.status(1)
     lost = nodes.processes.pop(1)
     lost.kill()
     lost.wait()
-    again = nodes.run(1)
-    assert again.wait(WAIT_S) == 1
-    assert "node 1 was part of this running cluster and has lost its memory" in nodes.log(1)
-    del nodes.processes[1]
-    for node in (2, 3):
-        wait_until("the others serve", lambda node=node: nodes.serves(node))
+    nodes.run(1)
+    for node in (1, 2, 3):
+        wait_until("all serve", lambda node=node: nodes.serves(node))
         with nodes.client(node) as client:
             assert client.call("GET", "k") == b"v"
+    wait_until("it is a member", lambda: nodes.status(1)["member"])
+    assert nodes.status(1)["incarnation"] > first["incarnation"]
+    members = nodes.status(2)["members"]
+    assert members["1"] == nodes.status(1)["incarnation"][:16] and members["2"] == nodes.status(2)["incarnation"][:16]
+    assert "node 1 has begun another life: the former one is removed" in nodes.log(2) + nodes.log(3)
 
 
 def test_a_backend_that_dies_is_told(nodes: Nodes) -> None:
@@ -217,6 +220,40 @@ def found(nodes: Nodes) -> Iterator[list[driver.Server]]:
         server.stop()
 
 
+def test_a_redis_that_outlived_its_sidecar_is_taken_back(nodes: Nodes, found: list[driver.Server]) -> None:
+    """Of the leader, which is the seed, and of a follower: no --replace-data, and what it had alone is gone."""
+    nodes.run_all()
+    with nodes.client(1, password=PASSWORD) as client:
+        assert client.call("SET", "k", "v") == b"OK"
+    for node in (1, 2):
+        lost = nodes.processes.pop(node)
+        lost.kill()
+        lost.wait()
+        other = 3 - node
+        wait_until("another serves", lambda other=other: nodes.serves(other))
+        address = Address(path=found[node - 1].address.path, password=PASSWORD)
+        with Redis(address) as connection:
+            if node == 1:
+                connection.call("SET", "only here", "x")
+        nodes.run(node)
+        wait_until("it is a member", lambda node=node: nodes.serves(node) and nodes.status(node)["member"])
+        with Redis(address) as connection:
+            assert connection.call("KEYS", "*") == [b"k"] and connection.call("ROLE")[0] == b"slave"
+        assert "will be replaced by the cluster's data" in nodes.log(node)
+        with nodes.client(node, password=PASSWORD) as client:
+            assert client.call("SET", "k", str(node)) == b"OK"
+    # Somebody else's data is not taken for it.
+    lost = nodes.processes.pop(3)
+    lost.kill()
+    lost.wait()
+    with Redis(Address(path=found[2].address.path, password=PASSWORD)) as connection:
+        connection.call("REPLICAOF", "NO", "ONE")
+        connection.call("CONFIG", "SET", "masterauth", "")
+    assert nodes.run(3).wait(WAIT_S) == 1
+    assert "already holds 1 key," in nodes.log(3)
+    del nodes.processes[3]
+
+
 def test_three_redis_servers_that_were_there_before(nodes: Nodes, found: list[driver.Server]) -> None:
     addresses = [Address(path=server.address.path, password=PASSWORD) for server in found]
     with Redis(addresses[0]) as connection:
@@ -235,11 +272,18 @@ def test_three_redis_servers_that_were_there_before(nodes: Nodes, found: list[dr
     for address in addresses:
         with Redis(address) as connection:
             assert connection.call("DBSIZE") == 1000, "not ours to end"
-    # A new start: the data of nodes 2 and 3 is a copy, but only their owner can know that.
-    assert nodes.run(2).wait(WAIT_S) == 1
-    assert "holds 1000 keys and 1 function library" in nodes.log(2) and "--node 2 --replace-data" in nodes.log(2)
     with pytest.raises(BackendError, match="last writes"):
         driver.prepare(addresses[1], token="t" * 64, backend_timeout_ms=5000)
-    nodes.run_all("--replace-data")
+    # A new start: nodes 2 and 3 know that their data is a copy. Without their records only their owner can.
+    nodes.run_all()
     with nodes.client(3, password=PASSWORD) as client:
         assert client.call("DBSIZE") == 1000
+    assert [nodes.end(node) for node in (2, 3, 1)] == [0, 0, 0]
+    (nodes.folder / "redis-2" / "kept.json").unlink()
+    assert nodes.run(2).wait(WAIT_S) == 1
+    del nodes.processes[2]
+    assert "holds 1000 keys and 1 function library" in nodes.log(2) and "--node 2 --replace-data" in nodes.log(2)
+    nodes.run(2, "--replace-data")
+    nodes.run(1)
+    nodes.run(3)
+    wait_until("all serve", lambda: all(nodes.serves(node) for node in (1, 2, 3)))

@@ -2,112 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from musidecar._ffi import ffi, lib
-
-DONE, REFUSED, DOWN, FLUSHED = 0, 1, 2, 3
-LOG_BYTES = 1 << 20
-USERFAULTFD, KILL = 1, 2
-ROOT = Path(__file__).parents[2]
-
-
-class Process:
-    """A member process; `log` is the test's own read-only view of its log."""
-
-    def __init__(self, node: int, nodes: int, log_bytes: int, fence: int, hazard_us: int) -> None:
-        self.node = node
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(60)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fault.shm_member", str(theirs.fileno())],
-                cwd=ROOT,
-                pass_fds=[theirs.fileno()],
-            )
-        self.pid = self.process.pid
-        _, self.fds = self.ask("new", node=node, nodes=nodes, log_bytes=log_bytes, fence=fence, hazard_us=hazard_us)
-        self.log = mmap.mmap(self.fds[0], log_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
-
-    def tell(self, verb: str, fds: list[int] | None = None, **order: Any) -> None:
-        socket.send_fds(self.control, [json.dumps({"do": verb, **order}).encode()], fds or [])
-
-    def hear(self) -> tuple[dict[str, Any], list[int]]:
-        packet, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 4)
-        assert packet, f"member {self.node} is gone"
-        return json.loads(packet), fds
-
-    def ask(self, verb: str, fds: list[int] | None = None, **order: Any) -> tuple[dict[str, Any], list[int]]:
-        self.tell(verb, fds, **order)
-        return self.hear()
-
-    def get(self, verb: str, field: str = "result", **order: Any) -> Any:
-        return self.ask(verb, **order)[0].get(field)
-
-    def statuses(self) -> list[int]:
-        return list(self.get("poll", "statuses"))
-
-    def stop(self) -> None:
-        """Stops it, and waits until it is stopped."""
-        os.kill(self.pid, signal.SIGSTOP)
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-
-    def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.control.close()
-        self.log.close()
-        for fd in self.fds:
-            os.close(fd)
-
-
-def link(a: Process, b: Process) -> None:
-    """Both directions, in the order that shm.h gives."""
-    for here, there in ((a, b), (b, a)):
-        assert here.get("attach", fds=there.fds, peer=there.node, pid=there.pid) == 0
-    for writer, owner in ((a, b), (b, a)):
-        answer, fds = writer.ask("fence", peer=owner.node)
-        assert owner.get("set_fence", fds=fds, peer=writer.node, mapping=answer["mapping"]) == 0
-        for fd in fds:
-            os.close(fd)
-    for here, there in ((a, b), (b, a)):
-        assert here.get("open", peer=there.node) == 0
-
-
-class Three:
-    def __init__(self, fence: int = 0, log_bytes: int = LOG_BYTES, hazard_us: int = 50) -> None:
-        self.members = [Process(i, 3, log_bytes, fence, hazard_us) for i in range(3)]
-        a, b, c = self.members
-        for one, other in ((a, b), (b, c), (a, c)):
-            link(one, other)
-        for one in self.members:
-            assert one.get("enter") == 0
-
-    def permit(self, owner: int, writer: int) -> None:
-        self.members[owner].ask("revoke")
-        epoch = self.members[owner].get("grant", "epoch", peer=writer)
-        self.members[writer].ask("accept", peer=owner, epoch=epoch)
-
-    def end(self) -> None:
-        for one in self.members:
-            one.end()
+from tests.fault.shm_cluster import DONE, DOWN, FLUSHED, KILL, LOG_BYTES, REFUSED, USERFAULTFD, Process, Three, link
 
 
 @pytest.fixture
@@ -168,7 +71,7 @@ def test_writes_land_in_the_other_process(three: Three) -> None:
 # -- writers stopped in mid-write
 
 
-def test_a_writer_stopped_in_its_burst_stores_nothing_more(fenced: Three) -> None:
+def test_row_03_a_writer_stopped_in_its_burst_stores_nothing_more(fenced: Three) -> None:
     a, b, c = fenced.members
     kind = fence_of(fenced)
     fenced.permit(1, 0)
@@ -211,7 +114,7 @@ def test_a_fenced_writer_writes_again_after_a_new_grant(barring: Three) -> None:
     assert b.log[:] == bytes([9]) * LOG_BYTES
 
 
-def test_a_grant_to_a_writer_still_stopped_in_its_burst_lets_nothing_old_land(barring: Three) -> None:
+def test_trap_01_a_grant_to_a_writer_still_stopped_in_its_burst_lets_nothing_old_land(barring: Three) -> None:
     """It asked before it was stopped, and is answered while it stands: its old stores must not profit."""
     a, b, _ = barring.members
     barring.permit(1, 0)
@@ -233,7 +136,7 @@ def test_a_grant_to_a_writer_still_stopped_in_its_burst_lets_nothing_old_land(ba
 
 
 @pytest.mark.parametrize("kind", [USERFAULTFD, KILL], ids=["userfaultfd", "kill"])
-def test_writers_stopped_anywhere_in_a_copy(kind: int) -> None:
+def test_row_02_writers_stopped_anywhere_in_a_copy(kind: int) -> None:
     """A writer that copies megabytes all the time is stopped at any moment: what it says was done is there, and from
     the revocation on its log does not change."""
     if kind == USERFAULTFD and not lib.shm_fence_check(ffi.NULL, 0):
@@ -286,7 +189,7 @@ def test_a_writer_that_runs_is_revoked_without_harm(three: Three) -> None:
 
 
 @pytest.mark.parametrize("how", ["kill", "leave", "free"])
-def test_every_peer_hears_of_a_death(three: Three, how: str) -> None:
+def test_row_07_every_peer_hears_of_a_death(three: Three, how: str) -> None:
     a, b, c = three.members
     three.permit(2, 0)
     three.permit(2, 1)
@@ -305,7 +208,7 @@ def test_every_peer_hears_of_a_death(three: Three, how: str) -> None:
     assert a.statuses() == [DONE], "the others go on"
 
 
-def test_a_stopped_process_is_not_dead_and_a_stopped_one_killed_is(three: Three) -> None:
+def test_row_06_a_stopped_process_is_not_dead_and_a_stopped_one_killed_is(three: Three) -> None:
     a, b, c = three.members
     three.permit(2, 0)
     c.stop()
@@ -318,7 +221,7 @@ def test_a_stopped_process_is_not_dead_and_a_stopped_one_killed_is(three: Three)
     assert a.statuses() == [DOWN]
 
 
-def test_a_writer_killed_in_its_burst_needs_no_fence(three: Three) -> None:
+def test_row_05_a_writer_killed_in_its_burst_needs_no_fence(three: Three) -> None:
     a, b, c = three.members
     three.permit(1, 0)
     a.ask("write", peer=1, offset=0, byte=1, length=64)
@@ -338,7 +241,7 @@ def test_both_others_killed_at_once(three: Three) -> None:
     assert a.get("deaths", "dead", count=2) == [1, 2]
 
 
-def test_a_killed_node_comes_back_as_another_incarnation(three: Three) -> None:
+def test_trap_22_a_killed_node_comes_back_as_another_incarnation(three: Three) -> None:
     a, b, c = three.members
     three.permit(1, 0)
     b.end()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def test_writes_meanwhile_do_not_disturb_it(home: Path, server: driver.Server, n
         writer.join()
 
 
+def test_it_is_no_faster_than_allowed_and_its_progress_is_told(
+    home: Path, server: driver.Server, node: Callable[..., Mesh]
+) -> None:
+    fill(server.address, 1500)
+    node(1, Source(server.address, lambda _: None, bytes_per_s=2 << 20).serve)
+    told: list[tuple[int, int]] = []
+    began = time.monotonic()
+    got = fetch(node(2), [1], 0, home, progress=lambda node, count: told.append((node, count)))
+    took = time.monotonic() - began
+    os.close(got.fd)
+    assert got.bytes > 1 << 20 and took > 0.8 * got.bytes / (2 << 20)
+    assert told[-1] == (1, got.bytes) and [count for _, count in told] == sorted(count for _, count in told)
+
+
 def test_nodes_that_cannot_are_passed_over_in_order(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
@@ -142,7 +157,9 @@ def test_nodes_that_cannot_are_passed_over_in_order(
         fetch(three, [], 0, home)
 
 
-def test_a_node_of_an_earlier_term_is_passed_over(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
+def test_rule_17_a_node_of_an_earlier_term_is_passed_over(
+    home: Path, server: driver.Server, node: Callable[..., Mesh]
+) -> None:
     node(1, Source(server.address, lambda term: "it is in term 4 still" if term > 4 else None).serve)
     two = node(2)
     os.close(fetch(two, [1], 0, home, term=4).fd)
@@ -150,7 +167,7 @@ def test_a_node_of_an_earlier_term_is_passed_over(home: Path, server: driver.Ser
         fetch(two, [1], 0, home, term=5)
 
 
-def test_an_offset_nobody_has_is_told(
+def test_rule_17_an_offset_nobody_has_is_told(
     home: Path, server: driver.Server, node: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "BACKEND_WAIT_S", 0.1)
@@ -159,7 +176,7 @@ def test_an_offset_nobody_has_is_told(
         fetch(node(2), [1, 3], 1_000_000, home)
 
 
-def test_data_that_turns_dirty_under_way_is_not_handed_over(
+def test_rule_17_data_that_turns_dirty_under_way_is_not_handed_over(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
     answers = iter([None, "its data is not clean any more"])

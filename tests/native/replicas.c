@@ -116,7 +116,8 @@ static void reinstall(struct member *m) {
     pthread_mutex_unlock(&history);
     m->installed++;
     atomic_store(&m->applied, to.index);
-    replica_install(m->replica, to.index, to.position, to.hash, now_us());
+    struct replica_membership members = replica_applied_members(m->replica); /* it never changes here */
+    replica_install(m->replica, to.index, to.position, to.hash, &members, now_us());
 }
 
 /* ---- what goes in ------------------------------------------------------------------------------------------------ */

@@ -33,14 +33,22 @@ class Record:
 class Node:
     def __init__(self, cluster: Cluster, number: int) -> None:
         self.cluster, self.number = cluster, number
-        config = ffi.new("struct replica_config *", cluster.config | {"self": number})
         self.fabric = lib.sim_fabric(cluster.sim, number)
+        self.incarnation = 1
+        self.begin()
+
+    def begin(self) -> None:
+        """A life without memory."""
+        sim, number = self.cluster.sim, self.number
+        own = {"self": number, "incarnation": self.incarnation, "members": self.cluster.members}
+        config = ffi.new("struct replica_config *", self.cluster.config | own)
         self.replica: Any = lib.replica_new(
-            config, self.fabric, lib.sim_log(cluster.sim, number), lib.sim_background(cluster.sim, number)
+            config, self.fabric, lib.sim_log(sim, number), lib.sim_background(sim, number)
         )
         assert self.replica != ffi.NULL
         self.delivered: list[Record] = []
         self.first = 1  # index of delivered[0]
+        self.judged = 0  # index up to which a test has looked at them
         self.running = True
         self.dead = False
         self.applies = True
@@ -83,7 +91,16 @@ class Node:
 
     @property
     def payloads(self) -> list[bytes]:
-        return [record.payload for record in self.delivered if record.kind != lib.RECORD_NOOP]
+        return [r.payload for r in self.delivered if r.kind not in (lib.RECORD_NOOP, lib.RECORD_CONFIG)]
+
+    @property
+    def members(self) -> dict[int, int]:
+        """Incarnations by slot, as far as this node knows them to be decided."""
+        return {i: int(lib.replica_incarnation(self.replica, i)) for i in bits(lib.replica_members(self.replica))}
+
+    @property
+    def is_member(self) -> bool:
+        return bool(lib.replica_is_member(self.replica))
 
     @property
     def head(self) -> Any:
@@ -102,11 +119,19 @@ class Node:
         lib.replica_applied_point(self.replica, out, out + 1, out + 2)
         return int(out[0]), int(out[1]), int(out[2])
 
+    def applied_members(self) -> Any:
+        """What a snapshot of the applied state carries: `struct replica_membership *`."""
+        return ffi.new("struct replica_membership *", lib.replica_applied_members(self.replica))
+
     # -- what it is made to do
 
     def propose(self, payload: bytes, kind: int = 1, origin: tuple[int, int, int] = (0, 0, 0), flags: int = 0) -> int:
         made = ffi.new("struct record_origin *", {"node": origin[0], "stream": origin[1], "sequence": origin[2]})
         return int(lib.replica_propose(self.replica, kind, flags, made[0], payload, len(payload)))
+
+    def propose_member(self, slot: int, incarnation: int) -> int:
+        """Adds this incarnation; 0 removes the one that is there."""
+        return int(lib.replica_propose_member(self.replica, slot, incarnation))
 
     def tick(self) -> None:
         self.ticked_us = self.cluster.now_us
@@ -137,8 +162,9 @@ class Node:
 
     def install(self, source: Node) -> None:
         index, position, running_hash = source.applied_point()
-        lib.replica_install(self.replica, index, position, running_hash, self.cluster.now_us)
-        self.delivered, self.first = [], index + 1
+        members = source.applied_members()
+        lib.replica_install(self.replica, index, position, running_hash, members, self.cluster.now_us)
+        self.delivered, self.first, self.judged = [], index + 1, 0
 
 
 def bits(mask: int) -> set[int]:
@@ -146,7 +172,7 @@ def bits(mask: int) -> set[int]:
 
 
 class Cluster:
-    """`n` nodes, all linked, all eligible unless `eligible` says who."""
+    """`n` nodes, all linked, all eligible and members of the formation unless `eligible` and `members` say who."""
 
     def __init__(
         self,
@@ -158,7 +184,9 @@ class Cluster:
         part_bytes: int = 0,
         seed: int = 1,
         eligible: Iterable[int] | None = None,
+        members: Iterable[int] | None = None,
     ) -> None:
+        self.members = [] if members is None else [int(i in members) for i in range(n)]
         self.config: dict[str, int] = {
             "nodes": n,
             "ring_bytes": ring_bytes,
@@ -253,6 +281,18 @@ class Cluster:
         if told:
             self.tell_down(number)
 
+    def restart(self, number: int, incarnation: int) -> None:
+        """Kills it unless it is dead; it comes back without memory, as this incarnation, linked to all that run."""
+        node = self.nodes[number]
+        lib.replica_free(node.replica)
+        lib.sim_wipe(self.sim, number)
+        node.incarnation = incarnation
+        node.begin()
+        lib.replica_set_eligible(node.replica, True)
+        for other in self.nodes:
+            if other.number != number and not other.dead and not other.isolated:
+                self.heal(number, other.number)
+
     def tell_down(self, number: int) -> None:
         for node in self.alive:
             if node.number != number:
@@ -322,6 +362,18 @@ class Cluster:
             index = node.propose(payload, **more)
         assert index > 0, index
         self.run_until(lambda: node.commit >= index)
+        return index
+
+    def change(self, leader: Node, slot: int, incarnation: int) -> int:
+        """Changes the membership, once it can be; runs until the leader sees it decided."""
+        index = leader.propose_member(slot, incarnation)
+        until = self.now_us + 400_000
+        while index in (lib.REPLICA_NOT_NOW, lib.REPLICA_FULL):
+            assert self.now_us < until, self.describe()
+            self.step()
+            index = leader.propose_member(slot, incarnation)
+        assert index > 0, index
+        self.run_until(lambda: leader.commit >= index)
         return index
 
     def converge(self) -> None:

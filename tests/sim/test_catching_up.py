@@ -132,6 +132,30 @@ def test_trap_16_a_late_follower_is_brought_up_to_date_while_the_leader_goes_on(
         assert c[2].payloads == sent
 
 
+def test_trap_16_left_behind_is_nobody_once_those_ahead_are_gone() -> None:
+    """Three hold decided records without knowing that they are; one that installed a snapshot of what is behind them
+    knows. While it lives they must think that the log has left them behind; when it dies the log is theirs."""
+    with Cluster(5) as c:
+        leader = c.all_confirmed()
+        c.commit(leader, b"known to all")
+        c.converge()
+        c.isolate(3)
+        c.run_until(lambda: leader.confirmed == {0, 1, 2, 4})
+        for i in range(3):
+            index = leader.propose(b"decided %d" % i)
+        c.advance(1)
+        leader.poll()
+        assert leader.commit == index  # and nobody was told
+        c[3].install(leader)
+        c.kill(0)
+        c.rejoin(3)
+        c.run_until(lambda: all(c[n].damage == lib.REPLICA_LAPPED for n in (1, 2, 4)))
+        c.kill(3)
+        c.leader()
+        c.converge()
+        assert c[1].payloads == [b"known to all", *(b"decided %d" % i for i in range(3))]
+
+
 def test_trap_17_applied_is_what_was_copied_out_not_what_was_handed_out() -> None:
     with Cluster(3, ring_bytes=8192, piece_bytes=512) as c:
         leader = c.all_confirmed()

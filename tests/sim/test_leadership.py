@@ -80,7 +80,8 @@ def test_trap_24_a_follower_that_disagrees_stops_and_says_so() -> None:
         c.commit(leader, b"first")
         c.converge()
         index, position, running_hash = c[2].applied_point()
-        lib.replica_install(c[2].replica, index, position, running_hash ^ 1, c.now_us)  # another past
+        another_past = running_hash ^ 1
+        lib.replica_install(c[2].replica, index, position, another_past, c[2].applied_members(), c.now_us)
         leader.propose(b"second")
         c.run_until(lambda: c[2].damage != lib.REPLICA_SOUND)
         assert c[2].payloads == [b"first"]
@@ -121,7 +122,7 @@ def test_a_majority_that_died_serves_nothing_and_nothing_starts_by_itself() -> N
         assert not any(n.leads for n in c.alive)
 
 
-def test_only_an_eligible_node_leads() -> None:
+def test_rule_18_only_an_eligible_node_leads() -> None:
     with Cluster(3, eligible=[2]) as c:
         assert c.all_confirmed().number == 2
         lib.replica_set_eligible(c[0].replica, True)
@@ -144,6 +145,75 @@ def test_who_resigns_leaves_it_to_another() -> None:
         lib.replica_set_eligible(c[2].replica, False)
         lib.replica_resign(second.replica, c.now_us)
         assert c.leader().number == 0  # eligible, and needed again
+
+
+def test_rule_20_whoever_is_named_takes_over_and_nobody_else() -> None:
+    with Cluster(5, delay_us=(1, 10)) as c:
+        old = c.all_confirmed()
+        c.commit(old, b"before")
+        c.converge()
+        assert lib.replica_heirs(old.replica) == 0b11110
+        terms = [old.term]
+        for named in (c[4], c[2], c[0]):
+            for other in c.nodes:
+                if other is not named:
+                    lib.replica_defer(other.replica, c.now_us + 50_000)
+            c.run(3 * TICK_US)
+            assert old.leads  # nobody is in a hurry
+            assert lib.replica_campaign(named.replica, c.now_us)
+            c.run_until(lambda named=named: named.leads)
+            assert not old.leads
+            c.run(100_000)
+            assert named.leads and named.term == terms[-1] + 1
+            terms.append(named.term)
+            old = c.all_confirmed()
+            c.commit(old, b"after")
+            c.converge()
+
+
+def test_rule_20_the_others_go_on_when_who_is_named_dies() -> None:
+    with Cluster(3, delay_us=(1, 10)) as c:
+        c.all_confirmed()
+        for i in (0, 1):
+            lib.replica_defer(c[i].replica, c.now_us + 50_000)
+        assert lib.replica_campaign(c[2].replica, c.now_us)
+        c.run_until(lambda: not c[0].leads)
+        c.kill(2)
+        began = c.now_us
+        leader = c.leader()
+        assert c.now_us - began > 30_000  # they had been asked to wait
+        c.commit(leader, b"after")
+        c.converge()
+
+
+def test_rule_20_only_who_may_lead_campaigns() -> None:
+    with Cluster(3, delay_us=(1, 10)) as c:
+        leader = c.all_confirmed()
+        lib.replica_set_eligible(c[2].replica, False)
+        c.run(3 * TICK_US)
+        assert lib.replica_heirs(leader.replica) == 0b010
+        assert not lib.replica_campaign(c[2].replica, c.now_us)
+        assert not lib.replica_campaign(leader.replica, c.now_us)
+        c.run(50_000)
+        assert leader.leads
+
+
+def test_while_it_is_paused_nobody_takes_over_by_itself() -> None:
+    with Cluster(3, delay_us=(1, 10)) as c:
+        first = c.all_confirmed()
+        for node in c.nodes:
+            lib.replica_pause(node.replica, True)
+        assert lib.replica_campaign(c[1].replica, c.now_us)  # by plan
+        c.run_until(lambda: c[1].leads)
+        assert not first.leads
+        c.commit(c.all_confirmed(), b"before")
+        c.kill(1)
+        c.run(400_000)
+        assert not any(node.leads for node in c.alive)
+        for node in c.alive:
+            lib.replica_pause(node.replica, False)
+        c.commit(c.leader(), b"after")
+        c.converge()
 
 
 def test_a_candidate_that_dies_before_it_opens_its_term_is_succeeded() -> None:

@@ -43,7 +43,7 @@ def test_trap_12_other_sizes_of_cluster(n: int) -> None:
 # -- 1 to 3: permission, the leader's own log, ballots
 
 
-def test_trap_1_a_stopped_leaders_late_writes_do_not_land() -> None:
+def test_trap_01_a_stopped_leaders_late_writes_do_not_land() -> None:
     with Cluster(3, delay_us=(5, 20), part_bytes=64) as c:
         old = c.all_confirmed()
         c.commit(old, b"before")
@@ -69,7 +69,7 @@ def test_trap_1_a_stopped_leaders_late_writes_do_not_land() -> None:
         assert old.payloads == [b"before", b"after"]
 
 
-def test_trap_1_own_posts_are_drained_before_permission_is_asked_again() -> None:
+def test_trap_01_own_posts_are_drained_before_permission_is_asked_again() -> None:
     with Cluster(3, delay_us=(5, 10), part_bytes=64) as c:
         old = c.all_confirmed()
         c.hold(0, 1, 1)
@@ -92,7 +92,7 @@ def test_trap_1_own_posts_are_drained_before_permission_is_asked_again() -> None
         assert old.payloads[-1] == b"while it was away"
 
 
-def test_trap_2_the_leaders_own_log_is_fenced() -> None:
+def test_trap_02_the_leaders_own_log_is_fenced() -> None:
     with Cluster(3) as c:
         old = c.all_confirmed()
         place = lib.replica_reserve(old.replica, 1, 100)
@@ -114,7 +114,7 @@ def test_trap_2_the_leaders_own_log_is_fenced() -> None:
         assert old.payloads == [b"the new leader's"]
 
 
-def test_trap_3_every_term_has_a_ballot_of_its_own() -> None:
+def test_trap_03_every_term_has_a_ballot_of_its_own() -> None:
     with Cluster(3) as c:
         for turn in range(6):
             leader = c.all_confirmed()
@@ -132,7 +132,7 @@ def test_trap_3_every_term_has_a_ballot_of_its_own() -> None:
         ]
 
 
-def test_trap_3_after_an_abort_the_unfinished_record_is_no_hole() -> None:
+def test_trap_03_after_an_abort_the_unfinished_record_is_no_hole() -> None:
     with Cluster(3, delay_us=(1, 5)) as c:
         leader = c.all_confirmed()
         c.isolate(0)
@@ -151,8 +151,38 @@ def test_trap_3_after_an_abort_the_unfinished_record_is_no_hole() -> None:
 # -- 4 to 8: what a dying leader leaves behind
 
 
+def test_trap_03_nothing_of_earlier_terms_is_committed_before_the_own_noop() -> None:
+    """A leader that comes to lead again feeds its follower what it lacks; that one has no room yet for the rest and
+    the NOOP. What it holds by then is on a majority, and yet not decided: a leader of another term may hold more."""
+    with Cluster(3, eligible=[0]) as c:
+        leader = c.all_confirmed()
+        c[2].applies = False
+        c.cut(0, 2)
+        for _ in range(12):
+            c.commit(leader, b"a" * 1000, kind=lib.RECORD_EFFECT)
+        c.heal(0, 2)  # it joins again, without a say in what the ring may reuse
+        c.run_until(lambda: c[2].commit == leader.commit)
+        c.hold(0, 1)
+        c.hold(0, 2)
+        for _ in range(6):
+            assert leader.propose(b"b" * 1000, kind=lib.RECORD_EFFECT) > 0
+        c.kill(1)
+        lib.replica_resign(leader.replica, c.now_us)
+        c.release(0, 2)
+        held = leader.commit
+        for _ in range(2000):
+            c.step()
+            assert not leader.leads
+        assert leader.commit == held and b"b" * 1000 in bytes(c[2].log)
+        c[2].applies = True
+        c[2].apply()
+        c.run_until(lambda: leader.leads)
+        assert leader.delivered[-1].kind == lib.RECORD_NOOP and leader.delivered[-1].ballot >> 8 == leader.term
+        c.converge()
+
+
 @pytest.mark.parametrize("holder", [1, 2])
-def test_trap_4_a_record_on_one_replica_is_adopted_and_delivered_everywhere(holder: int) -> None:
+def test_trap_04_a_record_on_one_replica_is_adopted_and_delivered_everywhere(holder: int) -> None:
     """Decided or not, nobody can tell any more: so it stays, at its index, and the new leader's own are behind it."""
     with Cluster(3, delay_us=(1, 5)) as c:
         old = c.all_confirmed()
@@ -171,7 +201,7 @@ def test_trap_4_a_record_on_one_replica_is_adopted_and_delivered_everywhere(hold
         assert later > index + 1  # the term's NOOP is in between
 
 
-def test_trap_4_a_record_outside_the_majority_asked_may_vanish_but_not_come_back() -> None:
+def test_trap_04_a_record_outside_the_majority_asked_may_vanish_but_not_come_back() -> None:
     with Cluster(5, delay_us=(1, 5)) as c:
         old = c.all_confirmed()
         c.commit(old, b"first")
@@ -192,7 +222,7 @@ def test_trap_4_a_record_outside_the_majority_asked_may_vanish_but_not_come_back
 
 
 @pytest.mark.parametrize("parts", range(0, 12))
-def test_trap_5_a_torn_record_is_never_adopted(parts: int) -> None:
+def test_trap_05_a_torn_record_is_never_adopted(parts: int) -> None:
     with Cluster(3, delay_us=(1, 3), part_bytes=64) as c:
         old = c.all_confirmed()
         c.commit(old, b"first")
@@ -211,7 +241,7 @@ def test_trap_5_a_torn_record_is_never_adopted(parts: int) -> None:
         assert c[1].delivered[index - 1].kind == (1 if complete else lib.RECORD_NOOP)
 
 
-def test_trap_6_what_lies_behind_a_shorter_record_is_no_record() -> None:
+def test_trap_06_what_lies_behind_a_shorter_record_is_no_record() -> None:
     with Cluster(3, delay_us=(1, 3)) as c:
         old = c.all_confirmed()
         c.commit(old, b"first")
@@ -246,7 +276,7 @@ def test_trap_6_what_lies_behind_a_shorter_record_is_no_record() -> None:
         assert c[4].payloads == [b"first", b"0", b"1", b"2"]
 
 
-def test_trap_7_slots_of_the_lap_before_are_empty() -> None:
+def test_trap_07_slots_of_the_lap_before_are_empty() -> None:
     with Cluster(3, ring_bytes=8192, piece_bytes=512) as c:
         leader = c.all_confirmed()
         sent = []
@@ -267,7 +297,7 @@ def test_trap_7_slots_of_the_lap_before_are_empty() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 55, 56, 57, 120, 121, 511, 512])
-def test_trap_8_records_across_the_rings_end_and_of_every_size(length: int) -> None:
+def test_trap_08_records_across_the_rings_end_and_of_every_size(length: int) -> None:
     with Cluster(3, ring_bytes=4096, piece_bytes=512) as c:
         leader = c.all_confirmed()
         for i in range(60):

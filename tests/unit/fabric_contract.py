@@ -19,6 +19,7 @@ from musidecar._ffi import ffi, lib
 LOG_BYTES = 1 << 16
 BACKGROUND_BYTES = 4096
 DONE, REFUSED, DOWN, FLUSHED = 0, 1, 2, 3
+STEPS = st.lists(st.tuples(st.sampled_from("wwwwppraagb"), st.integers(0, 2), st.integers(0, 2)), max_size=60)
 
 
 class Cluster(ABC):
@@ -30,7 +31,7 @@ class Cluster(ABC):
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
         self._next_id = 1
-        self._sources: list[Any] = []  # what was posted stays where it is until completion
+        self._kept: list[Any] = []  # what is posted stays where it is until completion
 
     @abstractmethod
     def fabric(self, node: int) -> Any:
@@ -60,7 +61,7 @@ class Cluster(ABC):
         """Posts; returns the id."""
         self._next_id += 1
         source = ffi.new("uint8_t[]", data)
-        self._sources.append(source)
+        self._kept.append(source)
         f = self.fabric(node)
         f.ops.post_write(f, peer, region, offset, source, len(data), self._next_id)
         return self._next_id
@@ -68,6 +69,7 @@ class Cluster(ABC):
     def read(self, node: int, peer: int, offset: int, length: int, region: int = 0) -> tuple[int, Any]:
         self._next_id += 1
         into = ffi.new("uint8_t[]", length)
+        self._kept.append(into)
         f = self.fabric(node)
         f.ops.post_read(f, peer, region, offset, into, length, self._next_id)
         return self._next_id, into
@@ -207,7 +209,7 @@ class FabricContract(ABC):
         c.permit(1, 0)
         assert not c.holds_own(1)
 
-    def test_revoked_between_post_and_poll(self, c: Cluster) -> None:
+    def test_row_03_revoked_between_post_and_poll(self, c: Cluster) -> None:
         """Done before the revocation or refused: either, but nothing lands after it, and DONE is not a lie."""
         c.permit(1, 0)
         c.write(0, 1, 0, b"q" * 4096)
@@ -296,7 +298,7 @@ class FabricContract(ABC):
         assert c.statuses(0) == [DONE] * 50
         assert bytes(c.log(1)[1000:1100]) == bytes([49]) * 100
 
-    def test_inline_bytes_may_be_reused_at_once(self, c: Cluster) -> None:
+    def test_trap_20_inline_bytes_may_be_reused_at_once(self, c: Cluster) -> None:
         c.permit(1, 0)
         source = ffi.new("uint8_t[]", b"i" * lib.FABRIC_INLINE_MAX)
         f = c.fabric(0)
@@ -325,7 +327,7 @@ class FabricContract(ABC):
 
     # -- death
 
-    def test_the_dead_acknowledge_nothing(self, c: Cluster) -> None:
+    def test_row_07_the_dead_acknowledge_nothing(self, c: Cluster) -> None:
         c.permit(1, 0)
         c.permit(2, 0)
         c.kill(1)
@@ -338,7 +340,7 @@ class FabricContract(ABC):
         assert all(status in (DOWN, FLUSHED) for _, peer, status in outcome if peer == 1)
         assert [status for _, peer, status in outcome if peer == 2] == [DONE]
 
-    def test_a_peer_that_dies_between_post_and_poll_acknowledges_nothing(self, c: Cluster) -> None:
+    def test_row_07_a_peer_that_dies_between_post_and_poll_acknowledges_nothing(self, c: Cluster) -> None:
         c.permit(1, 0)
         c.write(0, 1, 0, b"x" * 8)
         c.kill(1)
@@ -347,7 +349,7 @@ class FabricContract(ABC):
         assert statuses[0] in (DONE, DOWN)  # done only if it was complete before the death
         assert statuses[1] in (DOWN, FLUSHED)
 
-    def test_the_permission_of_the_dead_is_revoked_like_any_other(self, c: Cluster) -> None:
+    def test_row_05_the_permission_of_the_dead_is_revoked_like_any_other(self, c: Cluster) -> None:
         c.permit(1, 0)
         c.write(0, 1, 0, b"x" * 8)
         c.kill(0)
@@ -359,8 +361,11 @@ class FabricContract(ABC):
     # -- anything at all
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(steps=st.lists(st.tuples(st.sampled_from("wwwwppraagb"), st.integers(0, 2), st.integers(0, 2)), max_size=60))
+    @given(steps=STEPS)
     def test_promises_hold_in_any_order(self, steps: list[tuple[str, int, int]]) -> None:
+        self.keep_promises(steps)
+
+    def keep_promises(self, steps: list[tuple[str, int, int]]) -> None:
         c = self.make(3)
         try:
             _Promises(c).run(steps)

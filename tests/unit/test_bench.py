@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import pytest
 import redis
 
-from musidecar.bench import contestants, generator, proxy
+from musidecar.bench import contestants, generator, proxy, rejoin, switchover
 from musidecar.bench.failover import Probe, Run, _judge_probes, judge
 from musidecar.bench.generator import GeneratorError, Sample, Shape
 from musidecar.bench.table import Figure, median, number, percentile
 from musidecar.testbed import cpu_seconds, free_ports, is_alive, plain_redis, state_of
+from musidecar.workload import History, Writer, spread
 
 
 def test_percentiles_are_of_the_values_seen() -> None:
@@ -95,7 +98,7 @@ def test_a_pair_is_counted_when_the_replica_has_acknowledged(server: tuple[redis
     alone = generator.run("127.0.0.1", server[1], Shape(1, 1), 0.3, "set", wait=1, warm_s=0)
     assert alone.rps == 0  # no replica: the first WAIT never returns
     with contestants.wait_one(tmp_path / "w") as c:
-        sample = generator.run(c.host, c.port, Shape(4, 4), 0.3, "set", wait=c.wait, warm_s=0)
+        sample = generator.run(c.host, c.port, Shape(4, 4), 1.0, "set", wait=c.wait, warm_s=0)
         with redis.Redis(port=c.port, protocol=2) as client:
             pairs = round(sample.rps * sample.seconds)
             assert pairs > 0 and 0 <= _calls(client, "wait") - pairs <= 16 + 1  # and one when it was started
@@ -137,3 +140,48 @@ def test_ratios_are_paired_by_round() -> None:
     assert results.p50_ratio("set", one, "HAProxy") == pytest.approx(0.5)
     assert results.ratio_without_followers("set", one, "HAProxy") > 1.1
     assert math.isnan(results.ratio("set", one, "twemproxy"))
+
+
+def _history(*writers: list[tuple[int, int]]) -> History:
+    """Of each write: when it was sent and acknowledged, in milliseconds; 0: it never was."""
+    made = [Writer(array("q", [s * 10**6 for s, _ in w]), array("q", [a * 10**6 or -1 for _, a in w])) for w in writers]
+    return History(spread([("", 0)], len(made)), made)
+
+
+def test_a_pause_is_one_of_all_clients_together() -> None:
+    one = [(t, t + 1) for t in range(0, 200, 5)]
+    held = [(t, t + 1 if t < 100 else t + 31) for t in range(0, 200, 5)]
+    moments = [(90 * 10**6, 110 * 10**6), (10 * 10**6, 40 * 10**6)]
+    assert switchover.pauses_ms(_history(held), moments) == [35, 5]  # from 96 to 131; every 5
+    assert switchover.pauses_ms(_history(held, one), moments) == [5, 5]  # another one was answered meanwhile
+    assert switchover.pauses_ms(_history([(0, 0)]), moments) == [0, 0]
+
+
+def test_switchover_and_rejoin_figures() -> None:
+    good = switchover.judge([2.0, 3.0, 50.0], [1.0, 2.0, 40.0], failed=0, refused=1)
+    assert all(figure.met for figure in good)
+    assert not all(figure.met for figure in switchover.judge([2.0, 6.0, 7.0], [1.0] * 3, failed=0, refused=0))
+    assert not all(figure.met for figure in switchover.judge([2.0], [1.0], failed=1, refused=0))
+    assert not all(figure.met for figure in switchover.judge([], [], failed=0, refused=9))
+    assert all(figure.met for figure in rejoin.judge(20.0, [1.0], [19.0], failed=0))
+    assert not all(figure.met for figure in rejoin.judge(20.0, [1.0], [21.0], failed=0))
+    assert not all(figure.met for figure in rejoin.judge(20.0, [1.0], [], failed=0))
+    assert rejoin.latencies_ms(_history([(0, 1), (10, 13), (20, 0), (30, 31)]), 10 * 10**6, 30 * 10**6) == [3]
+
+
+def test_leadership_is_handed_round_and_measured(tmp_path: Path) -> None:
+    """The bench itself, in short; how long it takes is not judged on a host that does other things."""
+    code = switchover.run(runs=3, out=tmp_path)
+    found = json.loads((tmp_path / "switchover.json").read_text())
+    told, failed = found["raw"], next(f["value"] for f in found["figures"] if f["name"].startswith("failed"))
+    assert (code == 0) == (failed == 0 and bool(told["pauses_ms"]))
+    assert len(told["pauses_ms"]) == len(told["told_ms"]) == 3 - len(told["refused"]) and not told["troubles"]
+    assert all(pause > 0 for pause in told["pauses_ms"])
+
+
+def test_a_node_rejoins_and_it_is_measured(tmp_path: Path) -> None:
+    rejoin.run(megabytes=8, rate=1000, timeout_s=60, out=tmp_path)  # its bars are for a quiet host
+    found = json.loads((tmp_path / "rejoin.json").read_text())
+    figures = {figure["name"]: figure["value"] for figure in found["figures"]}
+    assert found["raw"]["troubles"] == []
+    assert 0 < figures["started again until it is a voter"] < 60 and figures["p99 while it rejoins"] > 0

@@ -1,6 +1,7 @@
 """The command table: every command of redis-server 7.0, its error texts, and what newer ones become."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from private_redis import PrivateRedis, private_redis
 from resp_wire import array, error_line, look_up, parse
 
 from musidecar._ffi import ffi, lib
-from musidecar.protocols.redis import commands
+from musidecar.protocols.redis import commands, policy
 from musidecar.protocols.redis.commands import Action, Command, Way, decide, rows
 
 
@@ -56,8 +57,9 @@ READ = words("""
     cluster|keyslot cluster|links cluster|myid cluster|nodes cluster|replicas cluster|shards cluster|slaves
     cluster|slots command command|count command|docs command|getkeys command|getkeysandflags command|help
     command|info command|list
-    config|get config|help config|resetstat echo eval_ro evalsha_ro fcall_ro function|dump function|help function|list
-    function|stats info lastsave latency|doctor latency|graph latency|help latency|histogram latency|history
+    config|get config|help config|resetstat debug echo eval_ro evalsha_ro fcall_ro function|dump function|help
+    function|list function|stats info lastsave latency|doctor latency|graph latency|help latency|histogram
+    latency|history
     latency|latest latency|reset lolwut memory|doctor memory|help memory|malloc-stats memory|purge memory|stats
     memory|usage module|help module|list object|encoding object|freq object|help object|idletime object|refcount
     pfselftest ping pubsub|channels pubsub|help pubsub|numpat pubsub|numsub pubsub|shardchannels pubsub|shardnumsub
@@ -72,22 +74,22 @@ WRITE = words("""
 SESSION = words(
     "asking auth discard exec hello multi quit readonly readwrite reset select unwatch wait client"
 )
-LATER = words("""
-    acl|deluser acl|load acl|save acl|setuser blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin
-    config|rewrite config|set debug migrate module|load module|loadex module|unload monitor
-    psubscribe punsubscribe script|debug ssubscribe subscribe sunsubscribe unsubscribe watch
+OWN = words("""
+    blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin migrate monitor
+    psubscribe punsubscribe ssubscribe subscribe sunsubscribe unsubscribe watch
 """)
 REFUSE = words("""
     cluster|addslots cluster|addslotsrange cluster|bumpepoch cluster|delslots cluster|delslotsrange cluster|failover
     cluster|flushslots cluster|forget cluster|meet cluster|replicate cluster|reset cluster|saveconfig
+    acl|load acl|save config|rewrite module|load module|loadex module|unload script|debug
     cluster|set-config-epoch cluster|setslot failover psync replconf replicaof shutdown slaveof sync
 """)
-ADMIN = ["function|kill", "script|kill"]
+ADMIN = words("acl|deluser acl|setuser config|set function|kill script|kill")
 NAMED = {
     **dict.fromkeys(READ, Way.READ),
     **dict.fromkeys(WRITE, Way.WRITE),
     **dict.fromkeys(SESSION, Way.SESSION),
-    **dict.fromkeys(LATER, Way.LATER),
+    **dict.fromkeys(OWN, Way.OWN),
     **dict.fromkeys(REFUSE, Way.REFUSE),
     **dict.fromkeys(ADMIN, Way.ADMIN),
 }
@@ -112,14 +114,14 @@ def test_every_command_of_redis_7_0(by_name: dict[str, Command], flags: dict[str
 def test_no_write_goes_unlogged(by_name: dict[str, Command], flags: dict[str, set[str]]) -> None:
     for name, given in flags.items():
         if "write" in given and not by_name[name].is_container:
-            assert by_name[name].way in (Way.WRITE, Way.LATER), name
+            assert by_name[name].way in (Way.WRITE, Way.OWN), name
 
 
 def test_reads_leave_no_trace_in_the_stream() -> None:
     """Each READ that is not flagged readonly, run as well as can be, moves no replication offset."""
     arguments = {
         "acl|getuser": [b"default"], "acl|dryrun": [b"default", b"get", b"x"], "config|get": [b"maxmemory"],
-        "echo": [b"x"], "eval_ro": [b"return 1", b"0"],
+        "debug": [b"help"], "echo": [b"x"], "eval_ro": [b"return 1", b"0"],
         "evalsha_ro": [b"0" * 40, b"0"], "fcall_ro": [b"f", b"0"],
         "script|exists": [b"0" * 40], "cluster|keyslot": [b"x"], "latency|graph": [b"command"],
         "latency|history": [b"command"], "memory|usage": [b"k"], "object|encoding": [b"k"], "object|freq": [b"k"],
@@ -159,9 +161,9 @@ def test_reads_leave_no_trace_in_the_stream() -> None:
     [
         ("new.get", "readonly fast", "read", Way.READ),
         ("new.set", "write denyoom", "write dangerous", Way.WRITE),
-        ("new.pop", "write blocking", "blocking", Way.LATER),
-        ("new.poll", "readonly blocking", "", Way.LATER),
-        ("new.sub", "pubsub", "", Way.LATER),
+        ("new.pop", "write blocking", "blocking", Way.OWN),
+        ("new.poll", "readonly blocking", "", Way.OWN),
+        ("new.sub", "pubsub", "", Way.OWN),
         ("new.trim", "admin write", "admin dangerous", Way.REFUSE),
         ("new.admin", "admin noscript", "admin dangerous", Way.REFUSE),
         ("new.danger", "noscript", "dangerous", Way.REFUSE),
@@ -174,7 +176,7 @@ def test_reads_leave_no_trace_in_the_stream() -> None:
         ("client|setinfo", "noscript loading stale", "connection", Way.SESSION),
         ("memory|newer", "", "", Way.READ),
         ("object|set", "write", "", Way.WRITE),
-        ("waitaof", "blocking", "blocking connection", Way.LATER),
+        ("waitaof", "blocking", "blocking connection", Way.OWN),
     ],
 )
 def test_commands_of_newer_servers(name: str, flags: str, categories: str, way: Way) -> None:
@@ -407,10 +409,15 @@ def test_only_letters_are_folded() -> None:
             assert ffi.string(info.name) == bytes([byte]).lower() + b"longername-x"
 
 
+def test_the_page_of_all_commands_says_what_the_code_does(reply: Any) -> None:
+    """Write it anew: python -m musidecar.protocols.redis.policy --socket PATH > docs/redis-commands.md"""
+    assert (Path(__file__).parents[2] / "docs" / "redis-commands.md").read_text() == policy.page(rows(reply))
+
+
 def test_the_printed_table(redis: PrivateRedis, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main(["--socket", redis.path]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert ["get", "2", "read", "", "yes"] in lines and ["blpop", "-3", "later", "", "yes"] in lines
+    assert ["get", "2", "read", "", "yes"] in lines and ["blpop", "-3", "own", "", "yes"] in lines
     assert len(lines) == 1 + 366 + 2
     assert commands.main(["--socket", redis.path + "-none"]) == 1
     assert "redis-none" in capsys.readouterr().err

@@ -139,7 +139,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-def test_planted_difference_is_named(pair: Servers, plant: Any) -> None:
+def test_rule_19_a_planted_difference_is_named(pair: Servers, plant: Any) -> None:
     plant(pair)
     result = compare(pair, timeout_s=5)
     assert any(PLANTED[plant] in text for text in result.differences), result.differences

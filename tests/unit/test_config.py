@@ -96,6 +96,7 @@ def test_unknown_key_suggests_the_nearest(where: Any, key: str, expected: str) -
 @pytest.mark.parametrize(
     ("table", "values", "expected"),
     [
+        ("timing", {"spin_us": 2000}, "timing.spin_us: 2000 must be less than tick_busy_us"),
         ("timing", {"tick_idle_us": 100}, "timing.tick_idle_us: 100 must be at least tick_busy_us"),
         ("timing", {"suspect_us": 900, "late_us": 800}, "timing.suspect_us: 900 must be at least twice"),
         ("timing", {"late_us": 4000}, "timing.late_us: 4000 must be at most suspect_us"),
@@ -109,6 +110,9 @@ def test_unknown_key_suggests_the_nearest(where: Any, key: str, expected: str) -
         ("limits", {"ring_bytes": 3 << 20}, "limits.ring_bytes: 3145728 is not a power of two"),
         ("limits", {"piece_bytes_max": "4 MiB"}, "limits.piece_bytes_max: 4194304 is not in 1024..ring_bytes/8"),
         ("limits", {"ring_bytes": "16 megs"}, "limits.ring_bytes: not a size"),
+        ("limits", {"pin_bytes_max": "12 MiB"}, "limits.pin_bytes_max: 12582912 is more than ring_bytes * 11/16"),
+        ("limits", {"feed_bytes_max": 1000}, "limits.feed_bytes_max: 1000 is less than 1 MiB"),
+        ("limits", {"transfer_bytes_per_s": 100}, "limits.transfer_bytes_per_s: 100 is less than 64 KiB"),
         ("limits", {"clients_max": 0}, "limits.clients_max: input should be greater"),
     ],
 )
@@ -151,6 +155,21 @@ def test_nodes_are_three_or_five_with_ids_in_order_and_nothing_shared() -> None:
 
 
 BAD_ADDRESSES = ["", ":1", "h", "h:", "h:0", "h:65536", "h:1x", "a b:1", "::1:7", "[::1]", "[x]:1", 7, None]
+
+
+def test_nodes_that_join_later() -> None:
+    def add(data: dict[str, Any], joins: bool, count: int = 2) -> None:
+        for i in range(4, 4 + count):
+            node = {"id": i, "client": f"127.0.0.1:{8000 + i}", "backend": {"socket": f"{i}.sock", "spawn": True}}
+            data["nodes"].append(node | {"joins": joins})
+
+    assert "4 nodes" in problems(lambda d: add(d, False, 1))[0]
+    assert "2 nodes that do not join later (3 in all)" in problems(lambda d: d["nodes"][2].update(joins=True))[0]
+    assert "joins, and brings no data" in problems(lambda d: (add(d, True), d["cluster"].update(seed=4)))[0]
+    data = good()
+    add(data, True)
+    config = parse(data, FILE)
+    assert config.founders == (1, 2, 3) and len(config.nodes) == 5
 
 
 @pytest.mark.parametrize("text", BAD_ADDRESSES)
@@ -218,3 +237,31 @@ def test_password_comes_from_the_first_line(folder: Path) -> None:
     (folder / "p").write_text("\n")
     with pytest.raises(ConfigError, match=r"1\.\.255 bytes"):
         backend.password()
+
+
+def test_nodes_on_several_hosts() -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["cluster"]["fabric"] = "verbs"
+        data["verbs"] = {"mtu": 1024, "device": "rxe0"}
+        data["nodes"][1]["verbs"] = {"device": "rxe1", "gid_index": 3}
+        for i, node in enumerate(data["nodes"]):
+            node["mesh"] = f"10.0.0.{i + 1}:7100"
+
+    data = good()
+    change(data)
+    config = parse(data, FILE)
+    assert config.node_verbs(1) == config.verbs
+    assert config.node_verbs(2).model_dump() == {**config.verbs.model_dump(), "device": "rxe1", "gid_index": 3}
+    assert config.node(3).mesh == "10.0.0.3:7100"
+    data["nodes"][2]["mesh"] = data["nodes"][0]["mesh"]
+    with pytest.raises(ConfigError, match=r"nodes\[2\]\.mesh: 10\.0\.0\.1:7100 is node 1's already"):
+        parse(data, FILE)
+    del data["nodes"][2]["mesh"]
+    with pytest.raises(ConfigError, match=r"nodes\[2\]\.mesh: is missing: node 1 has one"):
+        parse(data, FILE)
+    data["cluster"]["fabric"] = "shm"
+    with pytest.raises(ConfigError, match=r"nodes\[0\]\.mesh: is for nodes on several hosts"):
+        parse(data, FILE)
+    data["verbs"]["mtu"] = 1500
+    with pytest.raises(ConfigError, match=r"verbs\.mtu: "):
+        parse(data, FILE)

@@ -97,6 +97,25 @@ def test_a_leftover_of_the_same_directory_is_replaced_and_another_server_is_not(
         leftover.stop()
 
 
+def test_a_leftover_that_dies_while_it_is_looked_at_is_no_obstacle(tmp_path: Path) -> None:
+    """A node started again at once meets the server of its former life in its last moment."""
+    dying = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    dying.bind(str(tmp_path / "redis.sock"))
+    dying.listen()
+
+    def die() -> None:
+        accepted, _ = dying.accept()
+        dying.close()
+        accepted.close()
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    started = driver.spawn(tmp_path, tmp_path / "redis.sock")
+    thread.join()
+    assert call(started, "PING") == b"PONG"
+    started.stop()
+
+
 def test_only_the_main_thread_may_spawn(tmp_path: Path) -> None:
     seen: list[Exception] = []
 
@@ -133,7 +152,7 @@ def test_how_a_server_ended(server: driver.Server) -> None:
 # ---- preparing -------------------------------------------------------------------------------------------------------
 
 
-def test_prepare_changes_what_is_wanted_and_says_so(server: driver.Server) -> None:
+def test_rule_08_settings_that_replication_needs_are_made(server: driver.Server) -> None:
     call(server, "SET", "k", "v")
     call(server, "CONFIG", "SET", "client-output-buffer-limit", "pubsub 7mb 6mb 55", "timeout", "9")
     found = prepare(server)
@@ -142,6 +161,7 @@ def test_prepare_changes_what_is_wanted_and_says_so(server: driver.Server) -> No
     assert settings["client-output-buffer-limit"] == "normal 0 0 0 slave 0 0 0 pubsub 7340032 6291456 55"
     assert settings["masterauth"] == TOKEN and settings["timeout"] == "0"
     assert settings["repl-diskless-sync-delay"] == "0" and settings["repl-backlog-ttl"] == "0"
+    assert settings["replica-ignore-disk-write-errors"] == "yes"
     assert int(settings["repl-backlog-size"]) == driver.BACKLOG_BYTES_MIN
     assert 0 < int(settings["busy-reply-threshold"]) < 5000
     assert (found.keys, found.functions, found.databases, found.password_needed) == (1, 0, 16, False)
@@ -282,7 +302,7 @@ def digest_after_loading(directory: Path, data: bytes) -> object:
 
 
 @pytest.mark.parametrize("diskless", ["yes", "no"])
-def test_the_rdb_is_the_data_at_its_offset(tmp_path: Path, diskless: str) -> None:
+def test_rule_17_the_rdb_is_the_data_at_its_offset(tmp_path: Path, diskless: str) -> None:
     arguments = ["--repl-diskless-sync", diskless, "--repl-diskless-sync-delay", "0", "--enable-debug-command", "yes"]
     server = driver.spawn(tmp_path, tmp_path / "redis.sock", arguments=arguments)
     try:
@@ -299,7 +319,7 @@ def test_the_rdb_is_the_data_at_its_offset(tmp_path: Path, diskless: str) -> Non
         server.stop()
 
 
-def test_an_offset_not_reached_yet_is_waited_for_in_bounded_time(server: driver.Server) -> None:
+def test_rule_17_an_offset_not_reached_yet_is_waited_for_in_bounded_time(server: driver.Server) -> None:
     prepare(server)
     first = rdb.capture(server.address)  # gives the master a backlog: from here on its offset grows
     hashlib.sha256(b"".join(first.chunks())).digest()

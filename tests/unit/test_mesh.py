@@ -20,7 +20,7 @@ import pytest
 
 from musidecar import formation, mesh
 from musidecar.config import parse
-from musidecar.formation import Formed, Lost, Stopped, Watch, form
+from musidecar.formation import Formed, Running, Stopped, form, running
 from musidecar.mesh import Connection, Member, Mesh, MeshError, Peer, Refused, Unreachable
 
 SECRET = bytes(range(32))
@@ -302,6 +302,48 @@ def test_a_node_that_does_not_answer_is_unreachable_in_time(home: Path, two: Mes
     done.set()
 
 
+# ---- over TCP --------------------------------------------------------------------------------------------------------
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_nodes_on_several_hosts_meet_over_tcp(home: Path) -> None:
+    addresses = {1: free_address(), 2: free_address()}
+    met: Future[Connection] = Future()
+    with listening(member(home, 2, addresses=addresses)) as node:
+        node.handlers["link"] = met.set_result
+        assert not node.member.socket_path(2).exists()
+        with mesh.dial(member(home, 1, addresses=addresses), 2, "link") as ours, met.result(WAIT_S) as theirs:
+            assert (theirs.peer.node, theirs.peer.pid) == (1, 0)
+            ours.send({"a": 1})
+            assert theirs.recv(WAIT_S) == {"a": 1}
+            for end in (ours.sock, theirs.sock):
+                assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_a_stranger_on_the_mesh_port_is_refused_and_named(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    addresses = {2: free_address()}
+    with listening(member(home, 2, addresses=addresses)) as node:
+        with socket.create_connection(("127.0.0.1", int(addresses[2].rpartition(":")[2])), WAIT_S) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(100) == b""
+        wait_until(lambda: "127.0.0.1 port" in caplog.text and "what is no frame" in caplog.text)
+        with pytest.raises(Refused, match="does not hold this cluster's secret"):
+            mesh.dial(member(home, 1, addresses=addresses, secret=b"another" * 5), 2, "peer")
+        assert mesh.dial(member(home, 1, addresses=addresses), 2, "ask").close() is None
+        assert node.member.node == 2
+
+
+def test_a_mesh_address_of_another_host_names_the_remedy(home: Path) -> None:
+    with pytest.raises(MeshError, match=r"192\.0\.2\.1:7100.*nodes\[\]\.mesh must be an address of this host"):
+        Mesh(member(home, 2, addresses={2: "192.0.2.1:7100"})).listen()
+
+
 # ---- forming a cluster -----------------------------------------------------------------------------------------------
 
 
@@ -318,10 +360,11 @@ class Regions:
         self.events: list[tuple[str, int, Any]] = []
         self.closed = False
 
-    def descriptors(self) -> Sequence[int]:
-        return self.own
+    def offer(self, node: int) -> tuple[dict[str, Any], Sequence[int]]:
+        return {"for": node}, self.own
 
-    def attach(self, node: int, fds: Sequence[int], pid: int) -> None:
+    def attach(self, node: int, offer: dict[str, Any], fds: Sequence[int], pid: int) -> None:
+        assert offer == {"for": self.me}
         names = [os.readlink(f"/proc/self/fd/{fd}").split(":")[1].split(" (")[0] for fd in fds]
         mesh.close_all(list(fds))
         self.events.append(("attach", node, (names, pid)))
@@ -338,6 +381,13 @@ class Regions:
             name = os.readlink(f"/proc/self/fd/{fd}").split(":")[1].split(" (")[0]
             os.close(fd)
         self.events.append(("fence", node, (name, mapping)))
+
+    @property
+    def is_renewable(self) -> bool:
+        return False
+
+    def is_broken(self, node: int) -> bool:
+        return False
 
     def open_link(self, node: int) -> None:
         self.events.append(("open", node, None))
@@ -464,33 +514,47 @@ def test_a_node_lost_in_mid_formation_begins_another_round(
     vanished = threading.Event()
     real = Regions.attach
 
-    def attach(self: Regions, node: int, fds: Sequence[int], pid: int) -> None:
-        real(self, node, fds, pid)
+    def attach(self: Regions, node: int, offer: dict[str, Any], fds: Sequence[int], pid: int) -> None:
+        real(self, node, offer, fds, pid)
         if self.me == 2 and not vanished.is_set():
             vanished.set()
-            raise Lost("gone")
+            raise Stopped("gone")
 
     monkeypatch.setattr(Regions, "attach", attach)
     made = Regions.made
     nodes = [start(1), start(3)]
     two = start(2)
-    with pytest.raises(Lost):
+    with pytest.raises(Stopped):
         two.formed()
     two.end()
     check_formed([*nodes, start(2)])
     assert Regions.made >= made + 6, "nobody used the regions of the broken round again"
 
 
-def test_a_node_that_comes_back_without_its_memory_is_refused(start: Callable[..., Node]) -> None:
+def test_trap_22_a_node_that_comes_back_without_its_memory_forms_nothing(start: Callable[..., Node]) -> None:
+    """It learns that the cluster runs, who was there at first, and above which number its own must be."""
     for lost in (1, 2, 3):
         nodes = {node: start(node) for node in (1, 2, 3)}
         check_formed(list(nodes.values()))
+        first = nodes[lost].formed().incarnations
         nodes[lost].end()
         again = start(lost)
-        with pytest.raises(Lost, match=f"node {lost} was part of this running cluster and has lost its memory"):
+        with pytest.raises(Running) as found:
             again.formed()
+        for told in (found.value, running(again.mesh.member)):
+            assert told is not None and told.members == first
+            assert told.latest == mesh.incarnation_number(first[lost])
+        assert mesh.incarnation_number(again.mesh.member.incarnation) > found.value.latest
         for node in (again, *nodes.values()):
             node.end()
+
+
+def test_incarnations_grow_also_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = mesh.new_incarnation(), mesh.new_incarnation()
+    assert mesh.incarnation_number(two) > mesh.incarnation_number(one) and len(one) == len(two) == 32
+    above = mesh.incarnation_number(two) + 10**15
+    more = {mesh.incarnation_number(mesh.new_incarnation(above)) for _ in range(10)}
+    assert min(more) > above and len(more) == 10, "and no two lives are the same"
 
 
 def test_wrong_secret_keeps_a_node_out_of_the_cluster(
@@ -503,20 +567,6 @@ def test_wrong_secret_keeps_a_node_out_of_the_cluster(
         assert not any(node.result.done() for node in (*nodes, wrong))
         wrong.end()
         check_formed([*nodes, start(3)])
-
-
-def test_the_end_of_a_control_connection_is_told_once(start: Callable[..., Node]) -> None:
-    nodes = {node: start(node) for node in (1, 2, 3)}
-    check_formed(list(nodes.values()))
-    told: list[tuple[int, bool]] = []
-    watch = Watch(nodes[1].formed().controls, lambda node, goodbye: told.append((node, goodbye)))
-    polite = Watch(nodes[2].formed().controls, lambda *_: None)
-    polite.close()
-    wait_until(lambda: len(told) == 1)
-    nodes[3].end()
-    wait_until(lambda: len(told) == 2)
-    assert told == [(2, True), (3, False)]
-    watch.close()
 
 
 def test_no_descriptor_is_left_behind(home: Path) -> None:

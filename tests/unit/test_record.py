@@ -91,7 +91,7 @@ class TestRecord:
                 memory[start + position] ^= 1 << shift
         assert valid(header, room)
 
-    def test_torn_anywhere_it_is_empty(self) -> None:
+    def test_row_09_torn_anywhere_it_is_empty(self) -> None:
         """Whatever stood there before: nothing, or the record of the lap before, or another leader's for the place."""
         length = 150
         rng = random.Random(4)
@@ -114,7 +114,7 @@ class TestRecord:
                     assert valid(header, room) == (torn in whole), f"{cut} bytes"
         del keep
 
-    def test_a_payload_that_ends_in_zeros_is_no_torn_one(self) -> None:
+    def test_trap_08_a_payload_that_ends_in_zeros_is_no_torn_one(self) -> None:
         _keep, header = make(bytes(200))
         assert valid(header, lib.record_bytes(200))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -77,6 +80,19 @@ class TestProposing:
         record = c[2].delivered[-1]
         assert (record.payload, record.flags, record.origin) == (b"written in place", lib.RECORD_MORE, (0, 3, 9))
 
+    def test_a_place_is_given_away_until_anything_else_is_proposed(self, c: Cluster) -> None:
+        """Both would be written there: the process ends rather than spoil a record."""
+        leader = c.all_confirmed()
+        child = os.fork()
+        if child == 0:
+            faulthandler.disable()  # what follows is meant
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            lib.replica_reserve(leader.replica, lib.RECORD_COMMAND, 100)
+            leader.propose(b"something else")
+            lib.replica_propose_reserved(leader.replica, lib.RECORD_COMMAND, 0, origin(9), 16)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
+
     def test_too_long_and_full_are_told_apart(self, c: Cluster) -> None:
         leader = c.all_confirmed()
         longest = c.config["piece_bytes_max"]
@@ -96,7 +112,7 @@ class TestProposing:
         c.converge()
         assert len(c[1].payloads) == taken
 
-    def test_nothing_is_committed_before_its_completion_is_polled(self) -> None:
+    def test_trap_20_nothing_is_committed_before_its_completion_is_polled(self) -> None:
         with Cluster(3, delay_us=(10, 10)) as c:
             leader = c.all_confirmed()
             index = leader.propose(b"on its way")

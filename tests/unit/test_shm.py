@@ -211,10 +211,12 @@ class TestLife:
 
 class TestHandOver:
     @pytest.mark.parametrize(
-        ("node", "nodes", "log_bytes"), [(2, 3, LOG_BYTES), (1, 2, LOG_BYTES), (1, 3, 2 * LOG_BYTES)]
+        ("own", "node", "nodes", "log_bytes"),
+        [(0, 2, 3, LOG_BYTES), (2, 1, 2, LOG_BYTES), (0, 1, 3, 2 * LOG_BYTES)],
+        ids=["another's", "with no place for this node", "of another size"],
     )
-    def test_memory_that_is_not_the_peers_is_refused(self, node: int, nodes: int, log_bytes: int) -> None:
-        a, b = new_shm(0), new_shm(node, nodes, log_bytes)
+    def test_memory_that_is_not_the_peers_is_refused(self, own: int, node: int, nodes: int, log_bytes: int) -> None:
+        a, b = new_shm(own), new_shm(node, nodes, log_bytes)
         before = open_files()
         assert lib.shm_attach(a, 1, duplicates(b), os.getpid()) == -1
         assert ffi.errno == errno.EINVAL
@@ -275,7 +277,7 @@ class TestFence:
         assert lib.shm_fence_kind(a) == lib.SHM_FENCE_KILL
         lib.shm_free(a)
 
-    def test_an_open_burst_is_fenced_and_mended(self) -> None:
+    def test_row_03_an_open_burst_is_fenced_and_mended(self) -> None:
         """A writer between post and poll, as one that was preempted there, again and again."""
         if not lib.shm_fence_check(ffi.NULL, 0):
             pytest.skip("no userfaultfd here")
@@ -294,7 +296,7 @@ class TestFence:
         assert bytes(c.log(1)[:64]) == b"good" * 16
         c.close()
 
-    def test_an_idle_writer_needs_no_fence(self) -> None:
+    def test_row_01_an_idle_writer_needs_no_fence(self) -> None:
         c = ShmCluster(3)
         for _ in range(20):
             for writer in (0, 2):

@@ -1,0 +1,58 @@
+/*
+ * frame.h: what one engine sends another over a mesh link: a head, as it stands in memory (both ends are of one build, on
+ * one host), then `length` bytes. The other side has proved that it is a member; what it sends is judged all the same,
+ * as soon as the head is there: nothing is taken for a request that the backend could not answer one by one.
+ */
+#ifndef MUSIDECAR_FRAME_H
+#define MUSIDECAR_FRAME_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum frame_type {
+    FRAME_REQUEST = 1, FRAME_REPLY = 2, FRAME_SERVING = 3, FRAME_NOT_SERVING = 4, FRAME_SNAPSHOT_ASK = 5, FRAME_SNAPSHOT = 6,
+    FRAME_JOIN = 7, /* sequence: the incarnation that wants to be a member */
+    /* A planned hand-over (handover.c); generation: its number. */
+    FRAME_HOLD = 8,      /* leader: keep your clients' requests back. slot: who is to lead */
+    FRAME_HELD = 9,      /* nothing more comes from here, and everything is answered */
+    FRAME_CATCH_UP = 10, /* leader: tell when your backend has applied up to `sequence`; FRAME_LAST: take over then */
+    FRAME_CAUGHT_UP = 11, /* it has; FRAME_REFUSED: this node cannot lead */
+    FRAME_UNKNOWN = 12, /* what became of this request nobody can tell any more */
+    /* Clients with a connection of their own at the leader (own.c). */
+    FRAME_OWN_REQUEST = 13, /* FRAME_LAST: a new connection logs in as everybody's does */
+    FRAME_OWN_PUSH = 14,    /* bytes for the client that answer no request in particular */
+    FRAME_OWN_END = 15,     /* the backend has closed it */
+    FRAME_OWN_EOF = 16,     /* the client has sent its last byte ... */
+    FRAME_OWN_GONE = 17     /* ... or is gone */
+};
+enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_FLUSHES_SCRIPTS = 16,
+                   FRAME_ADMIN = 32 /* for the admin connection */, FRAME_BUSY = 64 /* SERVING: the backend runs a script that does not end */,
+                   FRAME_AGAIN = 128 /* REQUEST: was sent to a leader before this one */, FRAME_REFUSED = 128 /* CAUGHT_UP */ };
+struct frame {
+    uint32_t length; /* payload bytes */
+    uint8_t type, flags;
+    uint16_t database;
+    uint32_t slot, generation;
+    uint64_t sequence; /* SERVING: term */
+    uint32_t replies, swallow;
+    uint32_t script_offset, script_length;
+    uint64_t term;       /* REQUEST: of the leader it is meant for */
+    uint64_t life;       /* ... the sender's incarnation */
+    uint32_t unanswered; /* ... see struct origin */
+    uint32_t pad;
+};
+
+struct frame_limits {
+    uint64_t request_bytes_max;
+    uint32_t databases;
+};
+
+enum frame_status { FRAME_MORE = 0, FRAME_WHOLE = 1, FRAME_BAD = -1 };
+
+/* Looks at the frame that begins at `bytes`. *whole is its bytes, head included, once the head is there: at MORE, too,
+ * and else 0. */
+enum frame_status frame_read(const uint8_t *bytes, size_t length, const struct frame_limits *limits, struct frame *frame,
+                             size_t *whole);
+
+#endif

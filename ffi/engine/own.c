@@ -1,0 +1,400 @@
+/* own.c: see own.h. */
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "engine/engine_state.h"
+
+#define WAITING_BYTES_MAX (64u << 20) /* requests that the backend does not take */
+#define ARRIVED_BYTES_MAX (64u << 20) /* of all of them, until a ROLE is answered */
+
+_Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
+
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; };
+
+struct own {
+    struct socket socket;
+    struct destination to;
+    struct own *next, *previous;
+    struct queue expects; /* answers that are to come; none: what comes is not counted */
+    struct resp_reply reply;
+    uint64_t appended, sendable, sent; /* absolute byte counts of socket.out */
+    bool ends;   /* the client says no more: nor do we, once all is sent */
+    bool paused;
+    bool whole; /* what came last ended a line or an answer */
+};
+
+struct own_staged { uint32_t node, slot, generation; uint64_t end, index, probe, shared; };
+struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; int32_t database_after; };
+
+/* ---- the table ------------------------------------------------------------------------------------------------------ */
+
+static struct own **place_of(struct engine *e, uint32_t node, uint32_t slot) {
+    if (node >= e->nodes || slot >= e->config.clients_max) return NULL;
+    if (e->owns.slots[node] == NULL) {
+        e->owns.slots[node] = calloc(e->config.clients_max, sizeof(struct own *));
+        CHECK(e->owns.slots[node] != NULL);
+    }
+    return &e->owns.slots[node][slot];
+}
+
+static struct own *own_find(struct engine *e, uint32_t node, uint32_t slot, uint32_t generation) {
+    if (node >= e->nodes || slot >= e->config.clients_max || e->owns.slots[node] == NULL) return NULL;
+    struct own *own = e->owns.slots[node][slot];
+    return own != NULL && own->to.generation == generation ? own : NULL;
+}
+
+static void own_free(struct engine *e, struct own *own) {
+    source_close(e, &own->socket.source);
+    if (own->paused) e->owns.paused--;
+    *place_of(e, own->to.node, own->to.slot) = NULL;
+    if (own->previous != NULL) own->previous->next = own->next;
+    else e->owns.first = own->next;
+    if (own->next != NULL) own->next->previous = own->previous;
+    buffer_free(&own->socket.out);
+    queue_free(&own->expects);
+    own->socket.source.kind = SOURCE_GONE; /* an event of this turn may still name it */
+    own->next = e->owns.dead;
+    e->owns.dead = own;
+}
+
+/* At the end of a turn: no event names them any more. */
+void owns_bury(struct engine *e) {
+    for (struct own *own = e->owns.dead, *next; own != NULL; own = next) {
+        next = own->next;
+        free(own);
+    }
+    e->owns.dead = NULL;
+}
+
+static struct own *own_open(struct engine *e, const struct destination *to, bool as_default) {
+    struct own **place = place_of(e, to->node, to->slot);
+    if (place == NULL) return NULL;
+    if (*place != NULL) own_free(e, *place); /* a former client's */
+    int fd = backend_connect(e);
+    if (fd < 0) return NULL;
+    struct own *own = calloc(1, sizeof *own);
+    CHECK(own != NULL);
+    own->socket.source = (struct source){.kind = SOURCE_OWN, .fd = fd};
+    own->to = *to;
+    queue_init(&own->expects, sizeof(struct own_expect), 8);
+    own->whole = true;
+    resp_reply_reset(&own->reply);
+    uint32_t replies = as_default ? append_auth(e, &own->socket.out) : 0;
+    own->appended = buffer_length(&own->socket.out);
+    if (replies > 0) *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){.replies = replies, .swallow = replies};
+    own->next = e->owns.first;
+    if (own->next != NULL) own->next->previous = own;
+    e->owns.first = own;
+    *place = own;
+    source_watch(e, &own->socket.source, EPOLLIN);
+    return own;
+}
+
+/* ---- what the backend says ------------------------------------------------------------------------------------------ */
+
+static void arrive(struct engine *e, const struct own *own, const struct arrival *a, const void *bytes) {
+    struct owns *o = &e->owns;
+    struct arrival *last = queue_back(&o->arrivals);
+    bool fresh = queue_length(&o->arrivals) > 0 && o->arrivals.tail - 1 >= o->sealed;
+    bool goes_on = fresh && last->kind == ARRIVAL_PUSH && a->kind == ARRIVAL_PUSH && last->to.node == own->to.node &&
+                   last->to.slot == own->to.slot && last->to.generation == own->to.generation;
+    if (goes_on) last->bytes += a->bytes;
+    else *(struct arrival *)queue_push(&o->arrivals) = *a;
+    buffer_append(&o->arrived, bytes, a->bytes);
+    e->shared.unproven = true; /* a ROLE behind it */
+}
+
+static void own_end(struct engine *e, struct own *own) {
+    arrive(e, own, &(struct arrival){.to = own->to, .kind = ARRIVAL_END}, NULL);
+    own_free(e, own);
+}
+
+/* A line of MONITOR about what the sidecar itself asks. */
+static bool is_ours(const uint8_t *bytes, size_t length) {
+    static const char role[] = "] \"RoLE\"\r\n", ping[] = "] \"PiNG\"\r\n";
+    const size_t tail = sizeof role - 1;
+    if (length <= tail || bytes[0] != '+') return false;
+    return memcmp(bytes + length - tail, role, tail) == 0 || memcmp(bytes + length - tail, ping, tail) == 0;
+}
+
+static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
+    while (length > 0) {
+        struct own_expect *x = queue_front(&own->expects);
+        enum resp_status status;
+        size_t used = resp_reply_feed(&own->reply, bytes, length, &status);
+        if (status == RESP_BAD) return false;
+        bool done = status == RESP_DONE, counted = x != NULL && !own->reply.is_push;
+        struct arrival a = {.to = own->to, .bytes = used, .kind = ARRIVAL_PUSH, .type = own->reply.type, .database_after = -1};
+        if (counted && x->swallow == 0) {
+            a.kind = done && x->replies == 1 ? ARRIVAL_LAST : ARRIVAL_PART;
+            a.to.sequence = x->sequence;
+            a.database_after = x->database_after;
+        }
+        bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
+        if (shown) arrive(e, own, &a, bytes);
+        own->whole = done;
+        if (done && counted) {
+            if (x->swallow > 0) x->swallow--;
+            if (--x->replies == 0) queue_pop(&own->expects);
+        }
+        if (done) resp_reply_reset(&own->reply);
+        bytes += used;
+        length -= used;
+    }
+    return true;
+}
+
+/* Does nobody take what it says? Then it is not read from: the backend has limits of its own. */
+static bool own_held_up(struct engine *e, const struct own *own) {
+    if (buffer_length(&e->owns.arrived) > ARRIVED_BYTES_MAX) return true;
+    struct client *c = own->to.node == e->self ? client_find(e, own->to.slot, own->to.generation) : NULL;
+    size_t waiting = c != NULL ? buffer_length(&c->socket.out) : own->to.node != e->self ? buffer_length(&e->links[own->to.node].socket.out) : 0;
+    return waiting > e->config.client_output_bytes_max;
+}
+
+void own_event(struct engine *e, struct source *source, uint32_t events) {
+    struct own *own = (struct own *)(void *)source;
+    if (source->fd < 0) return;
+    if (events & EPOLLOUT) own_send(e, own);
+    if (source->kind != SOURCE_OWN || !(events & (EPOLLIN | EPOLLHUP | EPOLLERR))) return;
+    ssize_t n = recv(source->fd, e->scratch, SCRATCH_BYTES, 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n <= 0 || !own_bytes(e, own, e->scratch, (size_t)n)) {
+        own_end(e, own);
+        return;
+    }
+    if (!own_held_up(e, own)) return;
+    own->paused = true;
+    e->owns.paused++;
+    source_watch(e, source, source->interest & ~(uint32_t)EPOLLIN);
+}
+
+void owns_tick(struct engine *e) {
+    for (struct own *own = e->owns.paused > 0 ? e->owns.first : NULL; own != NULL; own = own->next) {
+        if (!own->paused || own_held_up(e, own)) continue;
+        own->paused = false;
+        e->owns.paused--;
+        source_watch(e, &own->socket.source, own->socket.source.interest | (uint32_t)EPOLLIN);
+    }
+}
+
+/* A ROLE is on its way: what arrived before it is bounded by its answer. */
+uint64_t owns_seal(struct engine *e) {
+    e->owns.sealed = e->owns.arrivals.tail;
+    return e->owns.sealed;
+}
+
+/* That ROLE is answered: it goes on to whom it is for, behind that ROLE's gate. */
+void owns_deliver(struct engine *e, uint64_t until) {
+    struct owns *o = &e->owns;
+    for (; o->arrivals.head < until; queue_pop(&o->arrivals)) {
+        const struct arrival *a = queue_front(&o->arrivals);
+        shared_pass_on(e, &a->to, a->kind, a->type, a->database_after, buffer_bytes(&o->arrived), a->bytes);
+        buffer_consume(&o->arrived, a->bytes);
+    }
+    buffer_trim(&o->arrived, 4u << 20);
+}
+
+/* ---- requests ------------------------------------------------------------------------------------------------------- */
+
+void own_send(struct engine *e, struct own *own) {
+    size_t written;
+    if (!socket_flush(e, &own->socket, own->sendable - own->sent, &written)) {
+        own_end(e, own);
+        return;
+    }
+    own->sent += written;
+    buffer_trim(&own->socket.out, 1u << 20);
+    if (own->ends && own->sent == own->appended) shutdown(own->socket.source.fd, SHUT_WR);
+}
+
+/* Once a turn: one probe for all that was staged, and what is proved leaves. */
+void owns_step(struct engine *e) {
+    struct owns *o = &e->owns;
+    if (o->unprobed) {
+        uint64_t probe = replica_probe(e->replica);
+        if (probe != 0) {
+            for (uint64_t i = o->staged.head; i < o->staged.tail; i++) {
+                struct own_staged *s = queue_at(&o->staged, i);
+                if (s->probe == 0) s->probe = probe;
+            }
+            o->unprobed = false;
+            e->counters.probes++;
+            e->more = true; /* one that is done at once wakes nobody */
+        }
+    }
+    uint64_t commit = replica_commit(e->replica), probed = replica_probed(e->replica);
+    for (struct own_staged *s = queue_front(&o->staged); s != NULL; s = queue_front(&o->staged)) {
+        if (s->probe == 0 || s->probe > probed || s->index > commit) break;
+        struct own *own = own_find(e, s->node, s->slot, s->generation);
+        uint64_t end = s->end;
+        queue_pop(&o->staged);
+        if (own == NULL) continue;
+        own->sendable = end;
+        own_send(e, own);
+    }
+}
+
+/* What was staged on the shared connection after the oldest request that waits here stays behind it, so that clients who do
+ * not wait for answers rarely see themselves overtaken. */
+uint64_t owns_shared_limit(const struct engine *e) {
+    const struct own_staged *s = queue_front(&e->owns.staged);
+    return s == NULL ? UINT64_MAX : s->shared;
+}
+
+bool own_submit(struct engine *e, const struct destination *to, const struct session_decision *d) {
+    struct own *own = own_find(e, to->node, to->slot, to->generation);
+    if (d->script != NULL || d->flushes_scripts) {
+        if (e->big.active) return e->stalled = true, false;
+        if (!script_log(e, d)) return false;
+    }
+    if (own == NULL) own = own_open(e, to, d->as_default);
+    bool takes = own != NULL && buffer_length(&own->socket.out) + d->length <= WAITING_BYTES_MAX + e->config.client_input_bytes_max;
+    if (!takes) {
+        if (own != NULL) own_end(e, own);
+        else arrive(e, &(struct own){.to = *to}, &(struct arrival){.to = *to, .kind = ARRIVAL_END}, NULL);
+        return true;
+    }
+    own->to.session = to->session;
+    buffer_append(&own->socket.out, d->bytes, d->length);
+    own->appended += d->length;
+    if (d->replies > 0)
+        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after};
+    *(struct own_staged *)queue_push(&e->owns.staged) =
+        (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended};
+    e->owns.unprobed = true;
+    return true;
+}
+
+/* The client says no more. */
+void own_eof(struct engine *e, const struct destination *to) {
+    struct own *own = own_find(e, to->node, to->slot, to->generation);
+    if (own == NULL) return;
+    own->ends = true;
+    own_send(e, own);
+}
+
+void own_close(struct engine *e, const struct destination *to) {
+    struct own *own = own_find(e, to->node, to->slot, to->generation);
+    if (own != NULL) own_free(e, own);
+}
+
+/* The clients of that node, or of all, are told that it is over. */
+void owns_end(struct engine *e, uint32_t node) {
+    for (struct own *own = e->owns.first, *next; own != NULL; own = next) {
+        next = own->next;
+        if (node == REPLICA_NOBODY || own->to.node == node) own_end(e, own);
+    }
+}
+
+/* This node does not lead any more; nobody is told through here. */
+void owns_drop(struct engine *e) {
+    while (e->owns.first != NULL) own_free(e, e->owns.first);
+    queue_clear(&e->owns.staged);
+    queue_clear(&e->owns.arrivals);
+    buffer_free(&e->owns.arrived);
+    e->owns.unprobed = false;
+    e->owns.sealed = 0;
+}
+
+void owns_init(struct engine *e) {
+    queue_init(&e->owns.staged, sizeof(struct own_staged), 16);
+    queue_init(&e->owns.arrivals, sizeof(struct arrival), 16);
+}
+
+void owns_free(struct engine *e) {
+    owns_drop(e);
+    owns_bury(e);
+    queue_free(&e->owns.staged);
+    queue_free(&e->owns.arrivals);
+    for (uint32_t i = 0; i < e->nodes; i++) free(e->owns.slots[i]);
+}
+
+/* ---- at the client's node ------------------------------------------------------------------------------------------- */
+
+/* False: no leader takes it now. */
+bool own_request(struct engine *e, struct client *c, const struct session_decision *d) {
+    struct destination to = {e->self, c->slot, c->generation, c->sequence + 1, 0};
+    c->has_own = true;
+    if (engine_leads(e)) {
+        if (!own_submit(e, &to, d)) return client_want_ready(e, c), false;
+        c->sequence++;
+        return true;
+    }
+    uint32_t leader = link_leader(e);
+    if (leader == REPLICA_NOBODY || e->leader_silent_us != 0) return false;
+    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
+    struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
+                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
+                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
+                          .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term};
+    c->sent_term = frame.term;
+    if (d->replies > d->swallow)
+        *(struct pending *)queue_push(&c->pending) = (struct pending){.sequence = c->sequence, .database_after = d->database_after};
+    link_send(e, leader, &frame, d->bytes);
+    e->counters.forwarded++;
+    return true;
+}
+
+/* The client has sent its last byte, or is gone. */
+void own_tell(struct engine *e, const struct client *c, bool gone) {
+    struct destination to = {e->self, c->slot, c->generation, 0, 0};
+    if (engine_leads(e)) {
+        if (gone) own_close(e, &to);
+        else own_eof(e, &to);
+        return;
+    }
+    uint32_t leader = link_leader(e);
+    if (leader == REPLICA_NOBODY) return;
+    link_send(e, leader, &(struct frame){.type = gone ? FRAME_OWN_GONE : FRAME_OWN_EOF, .slot = c->slot, .generation = c->generation,
+                                         .term = e->links[leader].serving_term}, NULL);
+}
+
+/* Nothing comes from its connection any more: what has come is all that it gets. */
+void own_ended(struct engine *e, struct client *c) {
+    if (c->outstanding > 0) e->counters.closed_unknown++;
+    c->outstanding = 0;
+    c->has_decision = false;
+    c->waiting_since_us = 0;
+    queue_clear(&c->pending);
+    c->leaving = true;
+    client_want_flush(e, c);
+}
+
+void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t length) {
+    if (buffer_length(&c->socket.out) + length > 2 * (size_t)e->config.client_output_bytes_max) {
+        client_close(e, c); /* as the backend does with those who do not listen */
+        return;
+    }
+    buffer_append(&c->socket.out, bytes, length);
+}
+
+void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
+    if (f->type == FRAME_OWN_PUSH || f->type == FRAME_OWN_END) {
+        struct client *c = client_find(e, f->slot, f->generation);
+        if (c == NULL || c->unsettled || !c->has_own || peer != link_leader(e)) return;
+        if (f->type == FRAME_OWN_END) return own_ended(e, c);
+        own_pushed(e, c, payload, f->length);
+        if (!c->in_use) return;
+        c->releasable += f->length;
+        client_want_flush(e, c);
+        return;
+    }
+    if (!engine_leads(e) || f->term != e->term) return; /* its node learns who serves, and closes the client */
+    struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
+    if (f->type == FRAME_OWN_GONE) return own_close(e, &from);
+    if (f->type == FRAME_OWN_EOF) return own_eof(e, &from);
+}
+
+/* False: no room, the frame stays. */
+bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
+    if (!engine_leads(e) || f->term != e->term) return true;
+    struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
+    struct session_decision d = {.verdict = SESSION_OWN, .bytes = payload, .length = f->length, .replies = f->replies,
+                                 .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST,
+                                 .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
+                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS};
+    if (!own_submit(e, &from, &d)) return false;
+    e->counters.requests++;
+    return true;
+}

@@ -1,0 +1,32 @@
+/*
+ * own.h: connections of their own, one per client that the leader's backend must keep something for, or make wait (R4).
+ * They live at the leader, for its own clients and for those of the other nodes; a request goes there with its client's
+ * slot, and what the backend says goes back the same way.
+ *
+ * What runs on one is conditional (R5): no COMMAND stands for it in the log, nobody runs it again. A permission probe in
+ * front of it bounds what a leader without a majority can do, as the record does for other writes. What it changed comes
+ * with the stream, and what the backend answered waits until a ROLE sent behind it is answered, and then for that ROLE's
+ * gate like everything else (R9).
+ */
+#ifndef MUSIDECAR_OWN_H
+#define MUSIDECAR_OWN_H
+
+#include "buffer.h"
+
+struct own;
+
+enum arrival_kind { ARRIVAL_PART, ARRIVAL_LAST /* with this an answer is complete */, ARRIVAL_PUSH /* not counted */, ARRIVAL_END };
+
+struct owns {
+    struct own **slots[8]; /* of each node's clients, by slot; made when one is needed */
+    struct own *first;     /* all of them */
+    struct queue staged;   /* bytes that wait for their probe */
+    struct queue arrivals; /* what the backend said since the last ROLE that is answered */
+    struct buffer arrived; /* ... its bytes */
+    uint64_t sealed;       /* absolute count of arrivals that a ROLE was sent behind */
+    struct own *dead;      /* freed at the end of the turn */
+    bool unprobed;         /* something was staged since the last probe */
+    uint32_t paused;       /* so many are not read from, as nobody takes what they say */
+};
+
+#endif

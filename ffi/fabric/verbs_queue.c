@@ -1,0 +1,290 @@
+/* verbs_queue.c: posts, and what becomes of them. Every send is signalled; a queue pair completes in order, so that a
+ * completion is always that of the oldest send. What the device has no room for waits here: a slow peer fills neither its
+ * queue pair nor anybody else's. */
+#include "fabric/verbs_state.h"
+
+#ifdef VERBS_BUILT
+
+#include <errno.h>
+#include <string.h>
+
+#define COMPLETIONS_AT_ONCE 32
+
+static struct verbs_post *post_at(struct verbs_queue *q, uint32_t number) { return &q->posts[number % VERBS_POSTS]; }
+
+/* ---- wr_id: which post of which queue -------------------------------------------------------------------------------- */
+
+static uint64_t work_id(uint32_t peer, const struct verbs_queue *q, uint32_t number) {
+    return (uint64_t)q->serial << 32 | (uint64_t)peer << 24 | (uint64_t)q->region << 16 | (uint16_t)number;
+}
+
+/* ---- settling -------------------------------------------------------------------------------------------------------- */
+
+/* Passes what has an outcome; the staging of the last one passed and of all before is free again. */
+static void advance(struct verbs *v, uint32_t peer, struct verbs_queue *q) {
+    uint32_t before = q->settled;
+    while (q->settled != q->posted && post_at(q, q->settled)->status != VERBS_UNSETTLED) {
+        uint64_t staged = post_at(q, q->settled)->staged;
+        if (staged) q->staging_tail = staged;
+        q->settled++;
+    }
+    if (q->settled == before) return;
+    if ((int32_t)(q->sent - q->settled) < 0) q->sent = q->settled;
+    v->ready |= verbs_bit(peer, q->region);
+}
+
+static uint8_t failure(struct verbs_queue *q, const struct verbs_post *post, enum fabric_status status) {
+    if (q->told == post->session) return FABRIC_FLUSHED;
+    q->told = post->session;
+    return (uint8_t)status;
+}
+
+void verbs_give_up(struct verbs *v, uint32_t peer, uint32_t region, enum fabric_status status) {
+    struct verbs_queue *q = v->peers[peer].queues[region];
+    for (uint32_t i = q->settled; i != q->posted; i++) {
+        struct verbs_post *post = post_at(q, i);
+        if (post->status != VERBS_UNSETTLED) continue;
+        if ((int32_t)(i - q->sent) < 0) v->under_way--;
+        post->status = failure(q, post, status);
+    }
+    q->sent = q->posted;
+    advance(v, peer, q);
+    q->staging_head = q->staging_tail = 0;
+    q->serial++;
+    q->broken = true;
+    v->waiting &= ~verbs_bit(peer, region);
+}
+
+static enum fabric_status meaning(enum ibv_wc_status status, const struct verbs_queue *q, const struct verbs_post *post) {
+    bool refused = status == IBV_WC_REM_ACCESS_ERR || status == IBV_WC_REM_INV_REQ_ERR || status == IBV_WC_REM_OP_ERR;
+    return refused && q->region == FABRIC_LOG && post->kind == VERBS_WRITE ? FABRIC_REFUSED : FABRIC_DOWN;
+}
+
+/* The queue pair is in its error state: it sends nothing more. */
+static void fail(struct verbs *v, uint32_t peer, struct verbs_queue *q, enum fabric_status status) {
+    v->counters.broken++;
+    verbs_give_up(v, peer, q->region, status);
+    if (q->region == FABRIC_LOG) verbs_tell_broken(v, peer);
+    else atomic_store(&v->peers[peer].cut, true);
+}
+
+static uint8_t *staging_of(const struct verbs *v, const struct verbs_queue *q, const struct verbs_post *post) {
+    return q->staging + (post->staged - post->length) % v->staging_bytes;
+}
+
+static void complete(struct verbs *v, const struct ibv_wc *wc) {
+    uint32_t peer = wc->wr_id >> 24 & 0xff, region = wc->wr_id >> 16 & 0xff;
+    struct verbs_queue *q = v->peers[peer].queues[region];
+    if ((uint32_t)(wc->wr_id >> 32) != q->serial) return; /* given up meanwhile */
+    CHECK(q->settled != q->sent && (uint16_t)q->settled == (uint16_t)wc->wr_id);
+    struct verbs_post *post = post_at(q, q->settled);
+    if (wc->status != IBV_WC_SUCCESS) {
+        fail(v, peer, q, meaning(wc->status, q, post));
+        return;
+    }
+    if (post->kind == VERBS_READ) memcpy(post->into, staging_of(v, q, post), post->length);
+    v->under_way--;
+    post->status = FABRIC_DONE;
+    advance(v, peer, q);
+}
+
+void verbs_reap(struct verbs *v) {
+    struct ibv_wc done[COMPLETIONS_AT_ONCE];
+    for (int count = COMPLETIONS_AT_ONCE; count == COMPLETIONS_AT_ONCE && v->under_way > 0;) {
+        count = ibv_poll_cq(v->device.sent, COMPLETIONS_AT_ONCE, done);
+        CHECK(count >= 0);
+        for (int i = 0; i < count; i++) complete(v, &done[i]);
+    }
+}
+
+/* ---- sending ----------------------------------------------------------------------------------------------------------- */
+
+/* A place for `length` bytes; NULL: not now. */
+static uint8_t *stage(const struct verbs *v, struct verbs_queue *q, struct verbs_post *post) {
+    uint64_t size = v->staging_bytes;
+    CHECK(post->length <= size);
+    if (q->staging_head == q->staging_tail) q->staging_head = q->staging_tail = 0;
+    uint64_t head = q->staging_head, at = head % size;
+    if (at + post->length > size) head += size - at; /* in one piece */
+    if (head + post->length - q->staging_tail > size) return NULL;
+    q->staging_head = post->staged = head + post->length;
+    return q->staging + head % size;
+}
+
+static bool is_own(const struct verbs *v, uint32_t region, const uint8_t *source, uint32_t length) {
+    const uint8_t *memory = v->memory[region];
+    return source >= memory && source + length <= memory + v->memory_bytes[region];
+}
+
+/* Where the device finds the bytes, or puts them. False: no staging now. */
+static bool place_bytes(const struct verbs *v, struct verbs_queue *q, struct verbs_post *post, const uint8_t *source,
+                        struct ibv_sge *piece, struct ibv_send_wr *send) {
+    piece->length = post->length;
+    if (post->kind == VERBS_WRITE && post->length <= v->device.place.inline_bytes) {
+        piece->addr = (uintptr_t)source;
+        send->send_flags |= IBV_SEND_INLINE;
+        return true;
+    }
+    if (post->kind == VERBS_WRITE && is_own(v, q->region, source, post->length)) {
+        piece->addr = (uintptr_t)source;
+        piece->lkey = v->keys[q->region]->lkey;
+        return true;
+    }
+    uint8_t *staging = stage(v, q, post);
+    if (!staging) return false;
+    if (post->kind == VERBS_WRITE) memcpy(staging, source, post->length);
+    piece->addr = (uintptr_t)staging;
+    piece->lkey = v->staging_keys[q->region]->lkey;
+    return true;
+}
+
+/* The oldest post that was not sent. False: it has to wait. */
+static bool send_next(struct verbs *v, uint32_t peer, struct verbs_queue *q, const uint8_t *source) {
+    const struct verbs_link *link = v->peers[peer].link;
+    struct verbs_post *post = post_at(q, q->sent);
+    if (q->sent - q->settled >= v->device.place.queue_depth) return false;
+    struct ibv_sge piece = {0};
+    struct ibv_send_wr send = {.wr_id = work_id(peer, q, q->sent), .send_flags = IBV_SEND_SIGNALED, .opcode = IBV_WR_SEND};
+    if (post->kind != VERBS_RING) {
+        bool log = q->region == FABRIC_LOG;
+        send.opcode = post->kind == VERBS_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ;
+        send.sg_list = &piece;
+        send.num_sge = 1;
+        send.wr.rdma.remote_addr = (log ? link->theirs.log_address : link->theirs.background_address) + post->offset;
+        send.wr.rdma.rkey = log ? link->theirs.log_key : link->theirs.background_key;
+        if (!place_bytes(v, q, post, source, &piece, &send)) return false;
+    }
+    struct ibv_send_wr *bad;
+    if (ibv_post_send(link->out[q->region], &send, &bad)) {
+        CHECK(q->sent == q->settled || errno != EINVAL);
+        if (q->sent != q->settled) return false; /* completions will make room */
+        fail(v, peer, q, FABRIC_DOWN);
+        return true;
+    }
+    v->under_way++;
+    q->sent++;
+    return true;
+}
+
+static void send_waiting(struct verbs *v) {
+    for (uint64_t rest = v->waiting; rest; rest &= rest - 1) {
+        uint32_t which = (uint32_t)__builtin_ctzll(rest), peer = which / FABRIC_REGIONS;
+        struct verbs_queue *q = v->peers[peer].queues[which % FABRIC_REGIONS];
+        while (q->sent != q->posted) {
+            struct verbs_post *post = post_at(q, q->sent);
+            if (post->status != VERBS_UNSETTLED) q->sent++;
+            else if (!send_next(v, peer, q, post->length <= FABRIC_INLINE_MAX ? post->bytes : post->source)) break;
+        }
+        if (q->sent == q->posted) v->waiting &= ~verbs_bit(peer, q->region);
+    }
+}
+
+void verbs_progress(struct verbs *v) {
+    verbs_adopt(v);
+    verbs_reap(v);
+    if (v->waiting) send_waiting(v);
+}
+
+/* ---- posting ----------------------------------------------------------------------------------------------------------- */
+
+/* What is known already to fail. */
+static uint8_t foreseen(const struct verbs_peer *p, struct verbs_queue *q, const struct verbs_post *post) {
+    if (!p->link) return FABRIC_DOWN;
+    if (q->broken) return FABRIC_FLUSHED;
+    if (q->region != FABRIC_LOG || post->kind != VERBS_WRITE || p->token) return VERBS_UNSETTLED;
+    q->broken = true; /* not permitted: nothing of it, nor of what follows, goes out */
+    return failure(q, post, FABRIC_REFUSED);
+}
+
+/* What is to be posted; a post itself holds room for bytes that are copied only when it has to wait. */
+struct order {
+    uint64_t id, offset;
+    uint32_t length;
+    enum verbs_kind kind;
+    bool internal;
+    uint8_t *into;
+};
+
+static void post(struct verbs *v, uint32_t peer, enum fabric_region region, struct order what, const uint8_t *bytes) {
+    struct verbs_peer *p = &v->peers[peer];
+    struct verbs_queue *q = p->queues[region];
+    if (q->posted - q->settled >= VERBS_STUCK) {
+        if (p->link) verbs_stop(v, p->link->out[region]);
+        fail(v, peer, q, FABRIC_DOWN);
+    }
+    CHECK(q->posted - q->taken < VERBS_POSTS);
+    struct verbs_post *post = post_at(q, q->posted);
+    post->id = what.id;
+    post->offset = what.offset;
+    post->source = bytes;
+    post->into = what.into;
+    post->staged = 0;
+    post->length = what.length;
+    post->session = q->session;
+    post->kind = (uint8_t)what.kind;
+    post->internal = what.internal;
+    post->status = foreseen(p, q, post);
+    bool at_once = q->sent == q->posted;
+    q->posted++;
+    if (post->status != VERBS_UNSETTLED) {
+        if (at_once) q->sent++;
+        advance(v, peer, q);
+        return;
+    }
+    if (at_once && send_next(v, peer, q, bytes)) return;
+    if (what.kind == VERBS_WRITE && what.length <= FABRIC_INLINE_MAX) memcpy(post->bytes, bytes, what.length);
+    v->waiting |= verbs_bit(peer, region);
+    v->counters.waits++;
+}
+
+static void check_post(const struct verbs *v, uint32_t peer, enum fabric_region region, uint64_t offset, uint32_t length) {
+    CHECK(peer < v->config.nodes && peer != v->config.self && region < FABRIC_REGIONS);
+    uint64_t bytes = region == FABRIC_LOG ? v->config.log_bytes : v->config.background_bytes;
+    CHECK(length > 0 && length <= bytes && offset <= bytes - length);
+}
+
+void verbs_post_write(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, const void *bytes,
+                      uint32_t length, uint64_t id) {
+    struct verbs *v = verbs_of(f);
+    check_post(v, peer, region, offset, length);
+    verbs_adopt(v);
+    v->counters.writes++;
+    v->counters.write_bytes += length;
+    post(v, peer, region, (struct order){.id = id, .offset = offset, .length = length, .kind = VERBS_WRITE}, bytes);
+}
+
+void verbs_post_read(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, void *into,
+                     uint32_t length, uint64_t id) {
+    struct verbs *v = verbs_of(f);
+    check_post(v, peer, region, offset, length);
+    verbs_adopt(v);
+    v->counters.reads++;
+    post(v, peer, region, (struct order){.id = id, .offset = offset, .length = length, .kind = VERBS_READ, .into = into}, NULL);
+}
+
+void verbs_post_internal(struct verbs *v, uint32_t peer, enum verbs_kind kind, uint64_t offset, const void *bytes, uint32_t length) {
+    if (!v->peers[peer].link || v->peers[peer].queues[FABRIC_BACKGROUND]->broken) return;
+    post(v, peer, FABRIC_BACKGROUND, (struct order){.offset = offset, .length = length, .kind = kind, .internal = true}, bytes);
+}
+
+/* ---- telling ----------------------------------------------------------------------------------------------------------- */
+
+int verbs_poll(struct fabric *f, struct fabric_completion *out, int max) {
+    struct verbs *v = verbs_of(f);
+    verbs_progress(v);
+    int count = 0;
+    for (uint64_t rest = v->ready; rest && count < max; rest &= rest - 1) {
+        uint32_t which = (uint32_t)__builtin_ctzll(rest), peer = which / FABRIC_REGIONS;
+        struct verbs_queue *q = v->peers[peer].queues[which % FABRIC_REGIONS];
+        for (; count < max && q->taken != q->settled; q->taken++) {
+            const struct verbs_post *post = post_at(q, q->taken);
+            if (post->internal) continue;
+            if (post->status != FABRIC_DONE) v->counters.refused++;
+            out[count++] = (struct fabric_completion){.id = post->id, .peer = peer, .status = post->status};
+        }
+        if (q->taken == q->settled) v->ready &= ~verbs_bit(peer, q->region);
+    }
+    return count;
+}
+
+#endif

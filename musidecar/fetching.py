@@ -1,0 +1,58 @@
+"""An RDB that the engine of this node wants, on its way from another node (transfer.py)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from musidecar import mesh, transfer
+from musidecar.engine import Engine
+
+log = logging.getLogger("musidecar.transfer")
+
+
+class Fetching:
+    """One RDB on its way to the engine, in a thread of its own."""
+
+    def __init__(
+        self, own: mesh.Mesh, engine: Engine, into: Path, nodes: list[int], offset: int, term: int, number: int
+    ) -> None:
+        self._mesh, self._engine, self._into = own, engine, into
+        self._nodes, self._offset, self._term, self._number = nodes, offset, term, number
+        self.source, self.bytes = 0, 0  # so much has come, from that node
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="transfer", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """It is not wanted any more; the thread ends with the next piece."""
+        self._cancelled.set()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _progress(self, node: int, count: int) -> None:
+        self.source, self.bytes = node, count
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            got = transfer.fetch(
+                self._mesh, self._nodes, self._offset, self._into, term=self._term, cancelled=self._cancelled.is_set,
+                progress=self._progress,
+            )  # fmt: skip
+        except transfer.Cancelled:
+            return
+        except transfer.TransferFailed as error:
+            log.warning("transfer: no data at offset %d or beyond: %s", self._offset, error)
+            if not self._cancelled.is_set():
+                self._engine.rdb_failed(self._number)
+            return
+        if self._cancelled.is_set():
+            os.close(got.fd)
+            return
+        log.info("transfer: done in %.0f ms", (time.monotonic() - began) * 1000)
+        self._engine.install_rdb(got.fd, got.bytes, got.offset, self._number)

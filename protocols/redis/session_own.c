@@ -1,0 +1,335 @@
+/*
+ * session_own.c: what becomes of the requests of a client that has a connection of its own to the leader's backend, and
+ * which requests no backend may see, on whatever connection. See session.h.
+ *
+ * A request that is refused here still gets its answer in order, and makes an open transaction fail, because the backend
+ * is asked in its place for a command that does not exist.
+ */
+#include "protocols/redis/session_word.h"
+
+#include <stdio.h>
+
+static void append_bulk(struct buffer *out, const void *bytes, size_t length) {
+    char head[32];
+    buffer_append(out, head, (size_t)snprintf(head, sizeof head, "$%zu\r\n", length));
+    buffer_append(out, bytes, length);
+    buffer_text(out, "\r\n");
+}
+
+/* ---- what no backend may see -------------------------------------------------------------------------------------- */
+
+static bool word_in(struct word w, const char *const *names) {
+    for (; *names != NULL; names++)
+        if (word_is(w, *names)) return true;
+    return false;
+}
+
+/* DEBUG, as far as it changes neither data nor what the sidecar relies on; the server itself allows it or not. */
+static const char *const DEBUG_ALLOWED[] = {
+    "help", "log", "sleep", "object", "digest", "digest-value", "protocol", "set-active-expire", "quicklist-packed-threshold",
+    "listpack", "ziplist", "quicklist", "sdslen", "htstats", "htstats-key", "stringmatch-len", "structsize", "error",
+    "replybuffer", "pause-cron", "set-disable-deny-scripts", "client-enforce-reply-list", "dict-resizing", "leak", "jmap", NULL};
+
+static bool debug_refused(const struct resp_request *request, const uint8_t *bytes) {
+    if (request->argc < 2) return false;
+    struct word sub = word_at(request, bytes, 1);
+    if (word_is(sub, "reload")) return request->argc > 2; /* the data as it is: there and back */
+    return !word_in(sub, DEBUG_ALLOWED);
+}
+
+/* By type, by user, or by the address of a Unix socket, which all share, the sidecar's own connections are meant, too. What
+ * is no filter the backend itself refuses. */
+static bool kill_refused(const struct resp_request *request, const uint8_t *bytes) {
+    static const char *const filters[] = {"id", "type", "addr", "laddr", "user", "skipme", NULL};
+    static const char *const types[] = {"normal", "master", "replica", "slave", NULL};
+    if (request->argc == 3) {
+        struct word address = word_at(request, bytes, 2);
+        return memchr(address.text, '/', address.length) != NULL;
+    }
+    if (request->argc < 3 || request->argc % 2 != 0) return false;
+    for (uint64_t i = 2; i < request->argc; i += 2) {
+        struct word name = word_at(request, bytes, i), value = word_at(request, bytes, i + 1);
+        if (!word_in(name, filters) || word_is(name, "id")) return false;
+        if (word_is(name, "type") && !word_in(value, types)) return false; /* pubsub: the sidecar has none */
+        if (word_is(name, "addr") && memchr(value.text, '/', value.length) == NULL) return false;
+    }
+    return true;
+}
+
+bool session_refuses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    if (info->way == WAY_REFUSE) return true;
+    if (info->action == ACTION_DEBUG) return debug_refused(request, bytes);
+    if (info->action != ACTION_CLIENT || request->argc < 2) return false;
+    struct word sub = word_at(request, bytes, 1);
+    if (word_is(sub, "kill")) return kill_refused(request, bytes);
+    return word_is(sub, "pause"); /* it would hold up the shared connection, and with it everybody (R7) */
+}
+
+/* Parameters that CONFIG SET may change: what the sidecar itself relies on is not among them (R7). */
+static const char *const CONFIG_ALLOWED[] = {
+    "acllog-max-len", "active-defrag-cycle-max", "active-defrag-cycle-min", "active-defrag-ignore-bytes",
+    "active-defrag-max-scan-fields", "active-defrag-threshold-lower", "active-defrag-threshold-upper", "active-expire-effort",
+    "activedefrag", "activerehashing", "busy-reply-threshold", "close-on-replica-write", "crash-log-enabled",
+    "crash-memcheck-enabled", "dynamic-hz", "hash-max-listpack-entries", "hash-max-listpack-value", "hash-max-ziplist-entries",
+    "hash-max-ziplist-value", "hll-sparse-max-bytes", "hz", "jemalloc-bg-thread", "key-load-delay", "latency-monitor-threshold",
+    "latency-tracking", "latency-tracking-info-percentiles", "lazyfree-lazy-eviction", "lazyfree-lazy-expire",
+    "lazyfree-lazy-server-del", "lazyfree-lazy-user-del", "lazyfree-lazy-user-flush", "lfu-decay-time", "lfu-log-factor",
+    "list-compress-depth", "list-max-listpack-size", "list-max-ziplist-size", "loglevel", "lua-time-limit", "maxmemory",
+    "maxmemory-eviction-tenacity", "maxmemory-policy", "maxmemory-samples", "notify-keyspace-events", "proto-max-bulk-len",
+    "rdb-key-save-delay", "rdb-save-incremental-fsync", "rdbchecksum", "rdbcompression", "sanitize-dump-payload", "save",
+    "set-max-intset-entries", "set-max-listpack-entries", "set-max-listpack-value", "slowlog-log-slower-than",
+    "slowlog-max-len", "stop-writes-on-bgsave-error", "stream-node-max-bytes", "stream-node-max-entries",
+    "tracking-table-max-keys", "zset-max-listpack-entries", "zset-max-listpack-value", "zset-max-ziplist-entries",
+    "zset-max-ziplist-value", NULL};
+
+bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes) {
+    for (uint64_t i = 2; i < request->argc; i += 2)
+        if (!word_in(word_at(request, bytes, i), CONFIG_ALLOWED)) return false;
+    return true;
+}
+
+const char *session_config_name(uint32_t i) { return i < sizeof CONFIG_ALLOWED / sizeof *CONFIG_ALLOWED ? CONFIG_ALLOWED[i] : NULL; }
+
+const char *session_debug_name(uint32_t i) { return i < sizeof DEBUG_ALLOWED / sizeof *DEBUG_ALLOWED ? DEBUG_ALLOWED[i] : NULL; }
+
+bool session_client_needs_own(const struct resp_request *request, const uint8_t *bytes) {
+    static const char *const here[] = {"getname", "setname", "setinfo", "no-touch", NULL};
+    return request->argc >= 2 && !word_in(word_at(request, bytes, 1), here);
+}
+
+/* ---- what the backend keeps for the client ------------------------------------------------------------------------- */
+
+/* Subscriptions: what comes then is not counted. One who has none yet is answered once for each that it gives up. */
+static bool is_raw(const struct session *s, const struct command_info *info) {
+    return info->action == ACTION_RAW && (s->own_multi || s->in_multi || strstr(info->name, "unsubscribe") == NULL);
+}
+
+/* Credentials: who the client is from now on the backend knows alone. */
+static bool is_login(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    if (info->action == ACTION_AUTH) return true;
+    for (uint64_t i = 2; info->action == ACTION_HELLO && i < request->argc; i++)
+        if (word_is(word_at(request, bytes, i), "auth")) return true;
+    return false;
+}
+
+/* How many answers a request has that would have `otherwise`: CLIENT REPLY, outside MULTI, decides about itself. */
+static uint32_t count_answers(struct session *s, const struct command_info *info, const struct resp_request *request,
+                              const uint8_t *bytes, uint32_t otherwise) {
+    if (info->action == ACTION_RESET) return !s->reply_skip; /* it ends REPLY OFF, and is answered */
+    if (info->action == ACTION_RAW && otherwise > 0) /* pushes of RESP3 are not counted */
+        return s->protocol == 3 ? 0 : request->argc > 1 ? (uint32_t)request->argc - 1 : 1;
+    if (s->own_multi || info->action != ACTION_CLIENT || request->argc != 3 || !word_is(word_at(request, bytes, 1), "reply"))
+        return otherwise;
+    struct word how = word_at(request, bytes, 2);
+    if (word_is(how, "on")) {
+        uint32_t answers = !s->reply_skip;
+        s->reply_off = false;
+        return answers;
+    }
+    if (word_is(how, "off")) s->reply_off = true;
+    else if (!word_is(how, "skip")) return otherwise;
+    else if (!s->reply_off) s->skip_next = true;
+    return 0;
+}
+
+static void note_name(struct session *s, struct word w) {
+    if (w.length >= SESSION_NAME_MAX) return;
+    memcpy(s->name, w.text, w.length);
+    s->name[w.length] = 0;
+}
+
+static void note_hello(struct session *s, const struct resp_request *request, const uint8_t *bytes) {
+    long long protocol;
+    if (request->argc < 2 || !word_number(word_at(request, bytes, 1), &protocol) || protocol < 2 || protocol > 3) return;
+    s->protocol = (uint8_t)protocol;
+    s->own_stays = true; /* whether its options were right the backend knows alone */
+}
+
+static void note_select(struct session *s, const struct session_context *context, struct word w) {
+    long long database;
+    if (!word_number(w, &database) || database < 0 || database >= (long long)context->databases) return;
+    if (s->own_multi) s->multi_database = (int32_t)database;
+    else s->database = (uint32_t)database;
+}
+
+static void note_client(struct session *s, const struct resp_request *request, const uint8_t *bytes) {
+    if (request->argc < 2) return;
+    struct word sub = word_at(request, bytes, 1);
+    if (word_is(sub, "setname") && request->argc == 3) note_name(s, word_at(request, bytes, 2));
+    if (!word_is(sub, "getname") && !word_is(sub, "setname")) s->own_stays = true;
+}
+
+/* Until it is answered: as if it had succeeded. */
+static void note_login(struct session *s) {
+    s->login = s->own != OWN_RAW && !s->own_multi;
+    s->login_before = s->other_user || !s->authenticated;
+    s->own_stays = s->other_user = s->authenticated = true;
+}
+
+void session_login_answered(struct session *s, bool refused) {
+    if (refused) s->other_user = s->login_before;
+    s->login = false;
+}
+
+static void transaction_ends(struct session *s) {
+    s->own_multi = s->own_watch = false;
+    s->multi_database = -1;
+}
+
+static void note(struct session *s, const struct session_context *context, const struct command_info *info,
+                 const struct resp_request *request, const uint8_t *bytes) {
+    switch ((enum command_action)info->action) {
+        case ACTION_MULTI:
+            if (!s->own_multi) s->multi_database = -1;
+            s->own_multi = true;
+            break;
+        case ACTION_EXEC:
+        case ACTION_DISCARD: transaction_ends(s); break;
+        case ACTION_WATCH:
+            if (!s->own_multi) s->own_watch = true;
+            break;
+        case ACTION_UNWATCH:
+            if (!s->own_multi) s->own_watch = false;
+            break;
+        case ACTION_SELECT:
+            if (request->argc == 2 && context != NULL) note_select(s, context, word_at(request, bytes, 1));
+            break;
+        case ACTION_HELLO: note_hello(s, request, bytes); break;
+        case ACTION_CLIENT: note_client(s, request, bytes); break;
+        case ACTION_RESET:
+            transaction_ends(s);
+            s->own_stays = s->reply_off = s->reply_skip = false;
+            if (s->other_user && context != NULL && !context->password_needed) s->other_user = false;
+            s->database = 0;
+            s->protocol = 2;
+            s->name[0] = 0;
+            if (context != NULL && context->password_needed) s->own_stays = s->other_user = true; /* who is logged in the backend knows */
+            break;
+        default: break;
+    }
+}
+
+/* ---- the way in ----------------------------------------------------------------------------------------------------- */
+
+/* What makes a connection that may be new, or of an earlier time, this session's. Returns how many answers it brings. */
+static uint32_t append_state(const struct session *s, struct buffer *out) {
+    char number[16];
+    if (!s->authenticated) return 0; /* nothing could be set up yet */
+    buffer_text(out, s->protocol == 3 ? "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n" : "*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n");
+    buffer_text(out, "*2\r\n$6\r\nSELECT\r\n");
+    append_bulk(out, number, (size_t)snprintf(number, sizeof number, "%u", s->database));
+    if (s->name[0] == 0) return 2;
+    buffer_text(out, "*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n");
+    append_bulk(out, s->name, strlen(s->name));
+    return 3;
+}
+
+struct session_decision session_own_enter(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                          const uint8_t *bytes) {
+    if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    bool raw = is_raw(s, info), as_default = s->authenticated;
+    buffer_clear(&s->deferred); /* the backend's own answers take the place of what was in it */
+    uint32_t swallow = append_state(s, &s->deferred), replies = swallow + 1;
+    s->own_multi = s->in_multi;
+    if (s->in_multi) {
+        buffer_append(&s->deferred, buffer_bytes(&s->block), buffer_length(&s->block));
+        replies += s->multi_commands;
+        swallow += s->multi_answered;
+    }
+    buffer_append(&s->deferred, bytes, request->length);
+    struct buffer swapped = s->block;
+    s->block = s->deferred;
+    s->deferred = swapped;
+    buffer_clear(&s->deferred);
+    s->in_multi = s->multi_broken = s->multi_writes = false;
+    s->multi_commands = s->multi_answered = 0;
+    s->own = raw ? OWN_RAW : OWN_COUNTED;
+    s->own_watch = s->own_stays = s->reply_off = s->reply_skip = s->skip_next = false;
+    s->other_user = false;
+    if (is_login(info, request, bytes)) note_login(s);
+    if (!raw && !s->own_multi) replies = swallow + count_answers(s, info, request, bytes, 1);
+    s->reply_skip = s->skip_next;
+    s->skip_next = false;
+    note(s, NULL, info, request, bytes);
+    return (struct session_decision){.verdict = SESSION_OWN,
+                                     .bytes = buffer_bytes(&s->block),
+                                     .length = buffer_length(&s->block),
+                                     .writes = true,
+                                     .replies = raw ? swallow : replies,
+                                     .swallow = swallow,
+                                     .database_after = -1,
+                                     .as_default = as_default};
+}
+
+/* ---- on it ---------------------------------------------------------------------------------------------------------- */
+
+static struct session_decision own(const struct session *s, const uint8_t *bytes, size_t length) {
+    return (struct session_decision){.verdict = SESSION_OWN, .bytes = bytes, .length = length, .writes = true,
+                                     .replies = s->own == OWN_COUNTED && !s->reply_off && !s->reply_skip, .database_after = -1, .as_default = s->authenticated};
+}
+
+/* In the place of one that the backend may not see: a command that it does not know. */
+static struct session_decision refused(struct session *s, const struct command_info *info) {
+    static const char why[] = " is refused: musidecar decides which node leads and what its backend replicates";
+    buffer_clear(&s->block);
+    char name[sizeof info->name + sizeof why];
+    int n = snprintf(name, sizeof name, "%s%s", info->name, why);
+    buffer_text(&s->block, "*1\r\n");
+    append_bulk(&s->block, name, (size_t)n);
+    return own(s, buffer_bytes(&s->block), buffer_length(&s->block));
+}
+
+/* WAIT: what was answered before it is in the log of a majority already. The backend would count the sidecar. */
+static struct session_decision own_wait(struct session *s, const struct session_context *context) {
+    char script[32];
+    int n = snprintf(script, sizeof script, "return %u", context->followers);
+    buffer_clear(&s->block);
+    buffer_text(&s->block, "*3\r\n$4\r\nEVAL\r\n");
+    append_bulk(&s->block, script, (size_t)n);
+    append_bulk(&s->block, "0", 1);
+    return own(s, buffer_bytes(&s->block), buffer_length(&s->block));
+}
+
+static struct session_decision own_admin(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                         const uint8_t *bytes) {
+    bool travels = info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE;
+    if (!travels) return own(s, bytes, request->length); /* SCRIPT KILL: nobody's script is in front of it here */
+    if (s->own != OWN_COUNTED || s->own_multi || s->other_user || s->reply_off) return refused(s, info);
+    if (info->action == ACTION_CONFIG_SET && !session_config_allowed(request, bytes)) return refused(s, info);
+    if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    return (struct session_decision){.verdict = SESSION_ADMIN, .bytes = bytes, .length = request->length, .replies = 1,
+                                     .travels = true, .database_after = -1};
+}
+
+static struct session_decision step(struct session *s, const struct session_context *context, const struct command_info *info,
+                                    const struct resp_request *request, const uint8_t *bytes) {
+    if (info == NULL) return own(s, bytes, request->length);
+    if (session_refuses(info, request, bytes)) return refused(s, info);
+    if (info->way == WAY_ADMIN) return own_admin(s, info, request, bytes);
+    if (info->action == ACTION_WAIT && request->argc == 3) return own_wait(s, context);
+    bool raw = is_raw(s, info), login = is_login(info, request, bytes);
+    if (s->own == OWN_COUNTED && (raw || login) && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    if (raw) s->own = OWN_RAW;
+    if (login) note_login(s);
+    struct session_decision d = own(s, bytes, request->length);
+    if (s->own == OWN_COUNTED) d.replies = count_answers(s, info, request, bytes, d.replies);
+    if (info->action == ACTION_EXEC) d.database_after = s->multi_database;
+    note(s, context, info, request, bytes);
+    uint64_t body = info->action == ACTION_EVAL ? 1 : info->action == ACTION_SCRIPT_LOAD ? 2 : 0;
+    if (body > 0 && request->argc > body && !s->other_user) { /* another user's may be refused: not to be logged */
+        struct word w = word_at(request, bytes, body);
+        d.script = (const uint8_t *)w.text;
+        d.script_length = w.length;
+    }
+    d.flushes_scripts = info->action == ACTION_SCRIPT_FLUSH && !s->other_user;
+    return d;
+}
+
+struct session_decision session_own_step(struct session *s, const struct session_context *context, const struct command_info *info,
+                                         const struct resp_request *request, const uint8_t *bytes) {
+    struct session_decision d = step(s, context, info, request, bytes);
+    if (d.verdict == SESSION_WAIT) return d;
+    s->reply_skip = s->skip_next; /* it is for the next request */
+    s->skip_next = false;
+    return d;
+}
