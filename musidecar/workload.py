@@ -42,8 +42,8 @@ _TROUBLES_KEPT = 20
 @dataclass(frozen=True)
 class Plan:
     """What to load. `nodes`: (host, port) of each; `writers`: for each writer the node it starts at;
-    `depth`: requests a writer keeps under way; `rate`: writes a second of all writers together (0 = as fast
-    as it goes); `timeout_s`: a silent connection is left after this; `keys`: SET keys of each writer."""
+    `depth`: requests a writer keeps under way; `rate`: writes a second of all writers together, shared evenly
+    (0 = as fast as it goes); `timeout_s`: a silent connection is left after this; `keys`: SET keys of each writer."""
 
     nodes: tuple[tuple[str, int], ...]
     writers: tuple[int, ...]
@@ -183,7 +183,6 @@ class _Driver:
         self.history = History(plan, [Writer() for _ in plan.writers])
         self.by_fd: dict[int, _Link] = {}
         self.began_ns = time.monotonic_ns()
-        self.sent = 0
 
     def run(self) -> History:
         """Loads until the other side of `stop` says so, then waits a moment for the answers under way."""
@@ -303,7 +302,8 @@ class _Driver:
             return
         room = self.plan.depth - len(link.pending)
         if self.plan.rate:
-            due = int((now - self.began_ns) / 1e9 * self.plan.rate) - self.sent
+            share = self.plan.rate / len(self.links)  # else those that are answered sooner would take it all
+            due = int((now - self.began_ns) / 1e9 * share) - len(self.history.writers[link.writer].sent_ns)
             room = min(room, max(due, 0))
         writer = self.history.writers[link.writer]
         for _ in range(room):
@@ -314,7 +314,6 @@ class _Driver:
             writer.node.append(link.node)
             writer.reply.append(0)
             link.pending.append(seq)
-            self.sent += 1
         self._flush(link)
 
     def _flush(self, link: _Link) -> None:

@@ -100,6 +100,7 @@ class LogView:
         self._room = self._ring + largest
         self._round = self._ring // largest  # there are at least so many records in it
         self._fd = _open_region(node, "log")
+        self._progress_fd = _open_region(node, "background")
         self._map = mmap.mmap(self._fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
         self._bytes: Any = ffi.from_buffer("uint8_t[]", self._map)
         self._index, self._position, self._hash = after
@@ -110,6 +111,7 @@ class LogView:
         ffi.release(self._bytes)
         self._map.close()
         os.close(self._fd)
+        os.close(self._progress_fd)
 
     def __enter__(self) -> LogView:
         return self
@@ -137,7 +139,9 @@ class LogView:
         return bool(slot.index == self._index + 1 and slot.prev_hash == self._hash) and not self.more()
 
     def read(self) -> list[Record]:
-        """The new records."""
+        """The new records. AssertionError when the ring went round without this view."""
+        behind = _progress(self._progress_fd).position - self._position
+        assert behind < self._ring, f"the view is {behind} bytes behind, more than the ring has"
         before = len(self.seen)
         while self.more():
             header = self._slot()
@@ -212,13 +216,18 @@ def _commands(record: Record) -> Iterator[Command]:
 
 def committed_point(node: NodeStatus) -> Point:
     """How far the node knew its log to be decided when it last said so (struct replica_progress)."""
-    fd, before = _open_region(node, "background"), b""
+    fd = _open_region(node, "background")
     try:
-        while (now := os.pread(fd, 24, ffi.offsetof("struct replica_background", "progress"))) != before:
-            before = now  # it is being written, word by word
-        return Point(*struct.unpack("<QQQ", now))
+        return _progress(fd)
     finally:
         os.close(fd)
+
+
+def _progress(fd: int) -> Point:
+    before = b""
+    while (now := os.pread(fd, 24, ffi.offsetof("struct replica_background", "progress"))) != before:
+        before = now  # it is being written, word by word
+    return Point(*struct.unpack("<QQQ", now))
 
 
 def _open_region(node: NodeStatus, region: str) -> int:
