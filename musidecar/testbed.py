@@ -11,7 +11,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from typing import Any
 import redis
 
 from musidecar.config import load as load_config
+from musidecar.ports import free_ports as free_ports
+from musidecar.ports import give_back
 from musidecar.process import spawn_node
 from musidecar.status import collect
 
@@ -104,21 +105,6 @@ def parse_status(raw: Mapping[str, Any]) -> ClusterStatus:
     )
     leader = raw["leader"]
     return ClusterStatus(None if leader is None else str(leader), int(raw["term"] or 0), nodes)
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` neighbouring loopback ports that are free now."""
-    for base in range(21000 + os.getpid() % 8000, 32000, count):
-        with contextlib.ExitStack() as held:
-            try:
-                for port in range(base, base + count):
-                    sock = held.enter_context(socket.socket())
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return base
-    raise TestbedError("no free ports on the loopback interface")
 
 
 def children_of(pid: int) -> list[int]:
@@ -279,6 +265,7 @@ class Testbed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.root, ignore_errors=True)
+        give_back(self.port)
 
     def __enter__(self) -> Testbed:
         try:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from musidecar.ports import free_ports, give_back
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,21 +30,11 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def free_port() -> int:
-    """The first of five neighbouring free ports, outside the range the kernel gives to clients."""
-    start = 20_000 + (os.getpid() * 37) % 8_000
-    for port in range(start, start + 4_000, 5):
-        probes = [socket.socket() for _ in range(5)]
-        try:
-            for i, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", port + i))
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-        return port
-    raise RuntimeError("no five free ports in a row")
+def free_port() -> Iterator[int]:
+    """The first of five neighbouring ports that are the test's own."""
+    first = free_ports(5)
+    yield first
+    give_back(first)
 
 
 @pytest.fixture

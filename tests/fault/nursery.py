@@ -25,8 +25,9 @@ from typing import Any
 from musidecar.config import Cluster
 from musidecar.local import Local
 from musidecar.mesh import Unreachable, ask
+from musidecar.ports import give_back
 from musidecar.process import how_it_ended
-from musidecar.testbed import ClusterStatus, Testbed, TestbedError, children_of, free_ports, is_alive, wait_until
+from musidecar.testbed import ClusterStatus, Testbed, TestbedError, children_of, is_alive, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKET_BYTES = 1 << 16
@@ -105,7 +106,6 @@ class Cradle(Testbed):
 
     def launch(self) -> None:
         """Forks all nodes."""
-        self.port = free_ports(self.count)
         self._local = Local(self.dir, nodes=self.count, port=self.port, settings=self.settings)
         for node in self._local.config.nodes:
             self.pids[node.id] = self.nursery.start_node(self._local.config_file, node.id, self._local.log(node.id))
@@ -171,6 +171,7 @@ class Cradle(Testbed):
         if self._local is not None:
             self._local.stop()
         shutil.rmtree(self.root, ignore_errors=True)
+        give_back(self.port)
 
     def alive(self, node: int) -> bool:
         """Does the node's sidecar run (or stand still)?"""
