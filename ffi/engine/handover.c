@@ -170,18 +170,20 @@ static bool everything_answered(const struct engine *e) {
     return true;
 }
 
+static void unask(struct engine *e) { e->handover.asked = e->handover.commanded = false; }
+
 static void forget(struct engine *e) {
     struct handover *h = &e->handover;
     if (h->until_us == 0) return;
     h->until_us = 0;
-    h->asked = h->commanded = false;
+    unask(e);
     replica_defer(e->replica, 0);
     release(e);
 }
 
 static void refuse(struct engine *e) {
     struct handover *h = &e->handover;
-    h->asked = h->commanded = false;
+    unask(e);
     link_send(e, h->by, &(struct frame){.type = FRAME_CAUGHT_UP, .flags = FRAME_REFUSED, .generation = h->by_attempt}, NULL);
 }
 
@@ -193,7 +195,8 @@ static void follower_step(struct engine *e) {
         link_send(e, h->by, &(struct frame){.type = FRAME_HELD, .generation = h->by_attempt}, NULL);
     }
     if (!h->asked) return;
-    if (e->backend != BACKEND_FED || !e->feed.streaming || e->takeover != TAKE_IDLE) return refuse(e);
+    if (e->takeover != TAKE_IDLE) return unask(e); /* it took over before it could be told to: the leader stood still */
+    if (e->backend != BACKEND_FED || !e->feed.streaming) return refuse(e);
     if (e->log.effect_offset < h->wanted_offset) return;
     if (e->feed.sent_offset < e->feed.end_offset) feed_flush(e);
     admin_ask_role(e);
@@ -203,7 +206,7 @@ void handover_role(struct engine *e, uint64_t offset) {
     struct handover *h = &e->handover;
     if (!h->asked || offset < h->wanted_offset || e->takeover != TAKE_IDLE || e->backend != BACKEND_FED) return;
     if (h->commanded) {
-        h->asked = h->commanded = false;
+        unask(e);
         if (!replica_campaign(e->replica, e->now_us)) refuse(e);
         return;
     }
