@@ -136,8 +136,9 @@ static void admin_connect(struct engine *e) {
     struct buffer hello = {0};
     uint32_t replies = append_auth(e, &hello);
     append_command(&hello, 3, "CLIENT", "NO-EVICT", "ON");
+    append_command(&hello, 2, "CLIENT", "UNPAUSE"); /* of an earlier sidecar's time */
     append_command(&hello, 3, "CLIENT", "SETNAME", "musidecar-admin");
-    for (uint32_t i = 0; i < replies + 1; i++)
+    for (uint32_t i = 0; i < replies + 2; i++)
         *(struct admin_expect *)queue_push(&a->expects) = (struct admin_expect){.kind = ADMIN_SWALLOW};
     admin_send(e, ADMIN_SWALLOW, buffer_bytes(&hello), buffer_length(&hello));
     buffer_free(&hello);

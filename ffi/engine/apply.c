@@ -316,6 +316,13 @@ static void apply_pause(struct engine *e, const uint8_t *bytes) {
     engine_log(e, 20, "automatic fail-over is %s", pause.paused ? "paused" : "resumed");
 }
 
+static void apply_origin(struct engine *e, const uint8_t *bytes, size_t length) {
+    struct origin_record record;
+    CHECK(length == sizeof record);
+    memcpy(&record, bytes, sizeof record);
+    origin_logged(&e->log.origins, &record.origin);
+}
+
 static void apply_admin(struct engine *e, const struct record_header *record) {
     const uint8_t *bytes = record_payload(record);
     uint32_t kind;
@@ -340,6 +347,7 @@ static void apply_admin(struct engine *e, const struct record_header *record) {
             break;
         case ADMIN_RECORD_RERUN: apply_rerun(e, bytes, record->length); break;
         case ADMIN_RECORD_PAUSE: apply_pause(e, bytes); break;
+        case ADMIN_RECORD_ORIGIN: apply_origin(e, bytes, record->length); break;
     }
 }
 

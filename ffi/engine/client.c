@@ -86,7 +86,7 @@ void client_close(struct engine *e, struct client *c) {
     buffer_free(&c->unanswered);
     buffer_free(&c->session.block);
     buffer_free(&c->session.deferred);
-    if (c->has_own) own_tell(e, c, true);
+    if (c->has_own || c->outstanding > 0) own_tell(e, c, true); /* the leader may have lent it one */
     c->in_use = false;
     c->generation++;
     e->counters.clients--;
@@ -221,7 +221,7 @@ static bool client_submit(struct engine *e, struct client *c, const struct sessi
                             .database = (uint16_t)c->session.database,
                             .protocol = c->session.protocol,
                             .decision = d};
-        if (!turn_submit(e, &r, &c->in)) return client_want_ready(e, c), false;
+        if (!turn_take(e, &r, &c->in)) return client_want_ready(e, c), false;
     } else if (!forward(e, c, d)) {
         client_wait(e, c);
         return false;
@@ -378,7 +378,7 @@ static size_t client_process(struct engine *e, struct client *c, const uint8_t *
 static void client_interest(struct engine *e, struct client *c) {
     if (!c->in_use) return;
     bool read_on = !c->ended && !c->leaving && !c->throttled && !c->has_decision && c->waiting_since_us == 0 &&
-                   (!c->queued_ready || buffer_length(&c->in) < READ_BYTES);
+                   ((!c->queued_ready && !c->barrier) || buffer_length(&c->in) < READ_BYTES);
     uint32_t interest = (c->socket.source.interest & EPOLLOUT) | (read_on ? (uint32_t)EPOLLIN : 0u);
     source_watch(e, &c->socket.source, interest);
 }
@@ -388,7 +388,8 @@ static void client_settle(struct engine *e, struct client *c) {
     bool idle = c->outstanding == 0 && buffer_length(&c->socket.out) == 0 && !c->queued_flush;
     bool nothing_more = c->leaving || (c->ended && (buffer_length(&c->in) == 0 || !c->queued_ready) && c->waiting_since_us == 0 &&
                                        !c->barrier && !c->has_decision);
-    if (c->ended && !c->leaving && c->session.own != OWN_NONE && !c->eof_told && buffer_length(&c->in) == 0 && !c->has_decision) {
+    bool waits = c->session.own != OWN_NONE || c->outstanding > 0; /* perhaps because it is paused */
+    if (c->ended && !c->leaving && waits && !c->eof_told && (buffer_length(&c->in) == 0 || c->barrier) && !c->has_decision) {
         c->eof_told = true; /* a blocked client that goes must not be given anything */
         own_tell(e, c, false);
     }

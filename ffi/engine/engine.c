@@ -204,6 +204,7 @@ static void tick(struct engine *e, uint64_t interval_us) {
     e->context.followers = engine_leads(e) ? (confirmed > 0 ? confirmed - 1 : 0) : member_count(e) / 2;
     forward_watch(e);
     shared_watch(e);
+    client_pause_tick(e);
     owns_tick(e);
     if (!engine_leads(e)) clients_expire(e);
     promptness(e);

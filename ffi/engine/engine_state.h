@@ -9,7 +9,8 @@
  *   member.c    a new life of a node becomes a member                 forward.c   requests of a follower's clients
  *   origin.c    what became of them, by the log                   pause.c     automatic fail-over paused and resumed
  *   handover.c  leadership handed over by plan                    own.c       clients with a connection of their own
- *   control.c   what passes to and from the control plane         engine.c    the object and its loop
+ *   client_pause.c  CLIENT PAUSE                                 engine.c    the object and its loop
+ *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
 #define MUSIDECAR_ENGINE_STATE_H
@@ -112,6 +113,7 @@ struct expect { /* one request in flight on the shared connection */
     uint32_t replies, swallow;
     uint32_t local_bytes;
     int32_t database_after;
+    uint32_t pause;    /* see enum pause_kind */
     struct destination to;
     uint64_t life;     /* not 0: of the node that forwarded this write; the EFFECT tells what it was answered (R1) */
     uint64_t covered;  /* ROLE: last COMMAND index before it */
@@ -295,6 +297,13 @@ struct pause {
     uint64_t term, index; /* of the record last proposed for it */
 };
 
+struct client_pause { /* see client_pause.c */
+    uint64_t until_us;    /* 0: nobody is paused */
+    uint32_t unanswered;  /* so many PAUSEs are under way: what comes behind them is taken for paused */
+    bool all;             /* not only writes ... */
+    uint64_t held_from;   /* ... from this one of owns.staged on */
+};
+
 struct big { /* a request larger than one record, on its way into the log; nothing else travels meanwhile */
     bool active;
     struct command_entry entry;
@@ -345,6 +354,7 @@ struct engine {
     struct patience patience;
     struct handover handover;
     struct pause pause;
+    struct client_pause client_pause;
 
     uint8_t *batch;               /* reserved place of the COMMAND record being filled */
     uint32_t batch_used;
@@ -425,6 +435,7 @@ struct request { /* what travels */
  * and leaves in its place one with what came behind the request. */
 bool turn_submit(struct engine *e, const struct request *r, struct buffer *holder);
 bool script_log(struct engine *e, const struct session_decision *d); /* false: no room now */
+bool turn_take(struct engine *e, const struct request *r, struct buffer *holder); /* turn_submit(), unless its client is paused */
 void turn_local(struct engine *e, struct destination to, const void *bytes, size_t length);
 void turn_seal(struct engine *e);
 void turn_end(struct engine *e);
@@ -464,6 +475,9 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
 void own_tell(struct engine *e, const struct client *c, bool gone);
 void own_ended(struct engine *e, struct client *c);
 void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t length);
+/* A request that would have gone onto the shared connection goes onto one of its client's own. False: no room now. */
+bool own_borrow(struct engine *e, const struct request *r);
+bool own_lent(const struct engine *e, const struct destination *to); /* ... and not all of that has been passed on yet */
 void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
 bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
 
@@ -545,6 +559,14 @@ bool handover_completed(struct engine *e);                /* this node led: has 
 /* pause.c */
 void pause_want(struct engine *e, bool paused);
 void pause_tick(struct engine *e);
+
+/* client_pause.c */
+static inline bool client_pause_on(const struct engine *e) { return e->client_pause.until_us != 0 || e->client_pause.unanswered != 0; }
+bool client_pause_takes(const struct engine *e, const struct request *r);
+void client_pause_sent(struct engine *e, uint32_t pause);
+void client_pause_answered(struct engine *e, uint32_t pause, uint8_t reply_type); /* 0: it will not be answered */
+bool client_pause_holds(const struct engine *e, uint64_t staged);
+void client_pause_tick(struct engine *e);
 
 /* link.c */
 void link_add(struct engine *e, uint32_t peer, int fd);

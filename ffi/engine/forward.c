@@ -27,7 +27,7 @@ static struct frame frame_of(const struct engine *e, const struct client *c, con
                           .sequence = c->sequence, .replies = d->replies, .swallow = d->swallow,
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
                           .script_length = (uint32_t)d->script_length, .life = replica_own_incarnation(e->replica),
-                          .unanswered = oldest ? (uint32_t)(c->sequence - oldest->sequence) : 0};
+                          .unanswered = oldest ? (uint32_t)(c->sequence - oldest->sequence) : 0, .pause = d->pause};
 }
 
 bool forward(struct engine *e, struct client *c, const struct session_decision *d) {
@@ -143,7 +143,7 @@ static struct session_decision decision_of(const struct frame *f, const uint8_t 
                                      .database_after = -1, .loses_database = f->flags & FRAME_LOSES_DATABASE,
                                      .script = script ? payload + f->script_offset : NULL,
                                      .script_length = script ? f->script_length : 0,
-                                     .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS};
+                                     .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause};
 }
 
 static enum origin_fate fate_of(const struct engine *e, uint32_t node, const struct frame *f, const uint8_t **bytes, size_t *length) {
@@ -180,7 +180,7 @@ static bool settle_one(struct engine *e, struct client *c) {
     d.database_after = p.database_after;
     struct request r = {.from = {e->self, c->slot, c->generation, p.sequence, 0}, .database = frame.database,
                         .protocol = frame.flags & FRAME_RESP3 ? 3 : 2, .decision = &d};
-    if (!turn_submit(e, &r, NULL)) return client_want_ready(e, c), false;
+    if (!turn_take(e, &r, NULL)) return client_want_ready(e, c), false;
     buffer_consume(&c->unanswered, p.kept);
     queue_pop(&c->pending);
     return true;
@@ -237,7 +237,7 @@ bool forward_request(struct engine *e, uint32_t peer, const struct frame *f, con
     struct session_decision d = decision_of(f, payload);
     struct request r = {.from = from, .database = f->database, .protocol = f->flags & FRAME_RESP3 ? 3 : 2, .decision = &d,
                         .life = f->life, .unanswered = f->unanswered};
-    if (!turn_submit(e, &r, holder)) return false;
+    if (!turn_take(e, &r, holder)) return false;
     e->counters.requests++;
     if (d.writes) e->counters.writes++;
     else e->counters.reads++;

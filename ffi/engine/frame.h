@@ -40,7 +40,7 @@ struct frame {
     uint64_t term;       /* REQUEST: of the leader it is meant for */
     uint64_t life;       /* ... the sender's incarnation */
     uint32_t unanswered; /* ... see struct origin */
-    uint32_t pad;
+    uint32_t pause;      /* ... see enum pause_kind */
 };
 
 struct frame_limits {

@@ -9,7 +9,7 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; };
 
 struct own {
     struct socket socket;
@@ -21,9 +21,14 @@ struct own {
     bool ends;   /* the client says no more: nor do we, once all is sent */
     bool paused;
     bool whole; /* what came last ended a line or an answer */
+    bool lent;  /* its client did not ask for it: it is paused */
 };
 
-struct own_staged { uint32_t node, slot, generation; uint64_t end, index, probe, shared; };
+struct own_staged {
+    uint32_t node, slot, generation;
+    uint64_t end, index, probe, shared;
+    uint64_t behind; /* shared.expects: those in front of this one are answered first */
+};
 struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; int32_t database_after; };
 
 /* ---- the table ------------------------------------------------------------------------------------------------------ */
@@ -37,15 +42,30 @@ static struct own **place_of(struct engine *e, uint32_t node, uint32_t slot) {
     return &e->owns.slots[node][slot];
 }
 
-static struct own *own_find(struct engine *e, uint32_t node, uint32_t slot, uint32_t generation) {
+static struct own *own_find(const struct engine *e, uint32_t node, uint32_t slot, uint32_t generation) {
     if (node >= e->nodes || slot >= e->config.clients_max || e->owns.slots[node] == NULL) return NULL;
     struct own *own = e->owns.slots[node][slot];
     return own != NULL && own->to.generation == generation ? own : NULL;
 }
 
+static void own_lend(struct engine *e, struct own *own) {
+    if (!own->lent) e->owns.lent++;
+    own->lent = true;
+}
+
+static void own_keep(struct engine *e, struct own *own) {
+    if (own->lent) e->owns.lent--;
+    own->lent = false;
+}
+
 static void own_free(struct engine *e, struct own *own) {
     source_close(e, &own->socket.source);
     if (own->paused) e->owns.paused--;
+    own_keep(e, own);
+    for (const struct own_expect *x = queue_front(&own->expects); x != NULL; x = queue_front(&own->expects)) {
+        if (x->pause != PAUSE_NOTHING) client_pause_answered(e, x->pause, 0);
+        queue_pop(&own->expects);
+    }
     *place_of(e, own->to.node, own->to.slot) = NULL;
     if (own->previous != NULL) own->previous->next = own->next;
     else e->owns.first = own->next;
@@ -135,7 +155,10 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         own->whole = done;
         if (done && counted) {
             if (x->swallow > 0) x->swallow--;
-            if (--x->replies == 0) queue_pop(&own->expects);
+            if (--x->replies == 0) {
+                if (x->pause != PAUSE_NOTHING) client_pause_answered(e, x->pause, own->reply.is_null ? '-' : own->reply.type);
+                queue_pop(&own->expects);
+            }
         }
         if (done) resp_reply_reset(&own->reply);
         bytes += used;
@@ -169,7 +192,16 @@ void own_event(struct engine *e, struct source *source, uint32_t events) {
     source_watch(e, source, source->interest & ~(uint32_t)EPOLLIN);
 }
 
+/* Lent, all of it is passed on, and nobody is paused any more. */
+static void owns_take_back(struct engine *e) {
+    for (struct own *own = e->owns.first, *next; own != NULL; own = next) {
+        next = own->next;
+        if (own->lent && queue_length(&own->expects) == 0) own_free(e, own);
+    }
+}
+
 void owns_tick(struct engine *e) {
+    if (e->owns.lent > 0 && !client_pause_on(e) && queue_length(&e->owns.arrivals) == 0) owns_take_back(e);
     for (struct own *own = e->owns.paused > 0 ? e->owns.first : NULL; own != NULL; own = own->next) {
         if (!own->paused || own_held_up(e, own)) continue;
         own->paused = false;
@@ -225,7 +257,8 @@ void owns_step(struct engine *e) {
     }
     uint64_t commit = replica_commit(e->replica), probed = replica_probed(e->replica);
     for (struct own_staged *s = queue_front(&o->staged); s != NULL; s = queue_front(&o->staged)) {
-        if (s->probe == 0 || s->probe > probed || s->index > commit) break;
+        if (s->probe == 0 || s->probe > probed || s->index > commit || s->behind > e->shared.expects.head) break;
+        if (client_pause_holds(e, o->staged.head)) break;
         struct own *own = own_find(e, s->node, s->slot, s->generation);
         uint64_t end = s->end;
         queue_pop(&o->staged);
@@ -239,10 +272,10 @@ void owns_step(struct engine *e) {
  * not wait for answers rarely see themselves overtaken. */
 uint64_t owns_shared_limit(const struct engine *e) {
     const struct own_staged *s = queue_front(&e->owns.staged);
-    return s == NULL ? UINT64_MAX : s->shared;
+    return s == NULL || client_pause_holds(e, e->owns.staged.head) ? UINT64_MAX : s->shared;
 }
 
-bool own_submit(struct engine *e, const struct destination *to, const struct session_decision *d) {
+static bool own_stage(struct engine *e, const struct destination *to, const struct session_decision *d, bool lent) {
     struct own *own = own_find(e, to->node, to->slot, to->generation);
     if (d->script != NULL || d->flushes_scripts) {
         if (e->big.active) return e->stalled = true, false;
@@ -256,22 +289,73 @@ bool own_submit(struct engine *e, const struct destination *to, const struct ses
         return true;
     }
     own->to.session = to->session;
+    if (lent) own_lend(e, own);
+    else own_keep(e, own);
     buffer_append(&own->socket.out, d->bytes, d->length);
     own->appended += d->length;
     if (d->replies > 0)
-        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after};
+        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause};
+    bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
-        (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended};
+        (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,
+                            in_order ? e->shared.expects.tail : 0};
     e->owns.unprobed = true;
+    if (d->pause != PAUSE_NOTHING) client_pause_sent(e, d->pause);
     return true;
 }
+
+bool own_submit(struct engine *e, const struct destination *to, const struct session_decision *d) { return own_stage(e, to, d, false); }
+
+/* ---- lent to a paused client ------------------------------------------------------------------------------------------ */
+
+/* It runs at most once, as everything here: should it be put to another leader, it is not new. */
+static bool origin_log(struct engine *e, const struct request *r) {
+    struct origin_record record = {.kind = ADMIN_RECORD_ORIGIN,
+                                   .origin = {.node = r->from.node, .slot = r->from.slot, .life = r->life, .sequence = r->from.sequence,
+                                              .generation = r->from.generation, .unanswered = r->unanswered}};
+    if (e->big.active) return e->stalled = true, false;
+    turn_seal(e);
+    int64_t index = replica_propose(e->replica, RECORD_ADMIN, 0, (struct record_origin){0, 0, 0}, &record, sizeof record);
+    if (index <= 0) return e->stalled = true, false;
+    e->admin_index = (uint64_t)index;
+    return true;
+}
+
+bool own_borrow(struct engine *e, const struct request *r) {
+    if (r->decision->writes && r->life != 0 && !origin_log(e, r)) return false;
+    char head[96], number[16];
+    int digits = snprintf(number, sizeof number, "%u", r->database);
+    int n = snprintf(head, sizeof head, "*2\r\n$5\r\nHELLO\r\n$1\r\n%u\r\n*2\r\n$6\r\nSELECT\r\n$%d\r\n%s\r\n", r->protocol, digits, number);
+    struct buffer bytes = {0};
+    buffer_append(&bytes, head, (size_t)n);
+    buffer_append(&bytes, r->decision->bytes, r->decision->length);
+    struct session_decision d = *r->decision;
+    d.bytes = buffer_bytes(&bytes);
+    d.length = buffer_length(&bytes);
+    d.replies += 2;
+    d.swallow += 2;
+    d.as_default = true;
+    bool taken = own_stage(e, &r->from, &d, true);
+    buffer_free(&bytes);
+    struct client *c = taken && r->from.node == e->self ? client_find(e, r->from.slot, r->from.generation) : NULL;
+    if (c != NULL) c->has_own = c->barrier = true; /* nothing of it goes on meanwhile */
+    return taken;
+}
+
+bool own_lent(const struct engine *e, const struct destination *to) {
+    const struct own *own = own_find(e, to->node, to->slot, to->generation);
+    return own != NULL && own->lent && (queue_length(&own->expects) > 0 || queue_length(&e->owns.arrivals) > 0);
+}
+
+/* ---- their ends --------------------------------------------------------------------------------------------------------- */
 
 /* The client says no more. */
 void own_eof(struct engine *e, const struct destination *to) {
     struct own *own = own_find(e, to->node, to->slot, to->generation);
     if (own == NULL) return;
     own->ends = true;
-    own_send(e, own);
+    if (e->client_pause.all && own->sendable < own->appended) own_end(e, own); /* what is held back is not done any more */
+    else own_send(e, own);
 }
 
 void own_close(struct engine *e, const struct destination *to) {
@@ -327,7 +411,7 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
                           .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
-                          .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term};
+                          .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term, .pause = d->pause};
     c->sent_term = frame.term;
     if (d->replies > d->swallow)
         *(struct pending *)queue_push(&c->pending) = (struct pending){.sequence = c->sequence, .database_after = d->database_after};
@@ -372,8 +456,9 @@ void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t le
 void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
     if (f->type == FRAME_OWN_PUSH || f->type == FRAME_OWN_END) {
         struct client *c = client_find(e, f->slot, f->generation);
-        if (c == NULL || c->unsettled || !c->has_own || peer != link_leader(e)) return;
+        if (c == NULL || c->unsettled || peer != link_leader(e)) return;
         if (f->type == FRAME_OWN_END) return own_ended(e, c);
+        if (!c->has_own) return;
         own_pushed(e, c, payload, f->length);
         if (!c->in_use) return;
         c->releasable += f->length;
@@ -393,7 +478,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
     struct session_decision d = {.verdict = SESSION_OWN, .bytes = payload, .length = f->length, .replies = f->replies,
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
-                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS};
+                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;
     return true;

@@ -27,6 +27,7 @@ struct owns {
     struct own *dead;      /* freed at the end of the turn */
     bool unprobed;         /* something was staged since the last probe */
     uint32_t paused;       /* so many are not read from, as nobody takes what they say */
+    uint32_t lent;         /* so many are there because their clients are paused, or were */
 };
 
 #endif

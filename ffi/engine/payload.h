@@ -25,7 +25,12 @@ struct effect_head { /* in front of the first piece of an EFFECT; start == end: 
     uint64_t replies; /* bytes of the answers to forwarded requests (struct origin_reply) behind the stream's */
 };
 enum admin_record { ADMIN_RECORD_EPOCH = 1, ADMIN_RECORD_SCRIPT = 2, ADMIN_RECORD_SCRIPT_FLUSH = 3, ADMIN_RECORD_RERUN = 4,
-                    ADMIN_RECORD_PAUSE = 5, ADMIN_RECORD_SETTING = 6 /* 8 bytes, then a request that every node's backend is given */ };
+                    ADMIN_RECORD_PAUSE = 5, ADMIN_RECORD_SETTING = 6 /* 8 bytes, then a request that every node's backend is given */,
+                    ADMIN_RECORD_ORIGIN = 7 };
+struct origin_record { /* a forwarded write that runs on a connection of its client's own: nobody runs it again (R5) */
+    uint32_t kind, pad;
+    struct origin origin;
+};
 struct pause_record { /* automatic fail-over is paused, or not any more */
     uint32_t kind, paused;
 };

@@ -138,7 +138,10 @@ static bool reply_done(struct engine *e, struct expect *x) {
         x->replies--;
     }
     resp_reply_reset(&s->reply);
-    if (x->replies == 0) queue_pop(&s->expects);
+    if (x->replies > 0) return true;
+    uint32_t pause = x->pause;
+    queue_pop(&s->expects);
+    if (pause != PAUSE_NOTHING) client_pause_answered(e, pause, type);
     return true;
 }
 

@@ -33,6 +33,7 @@ static void takeover_end(struct engine *e, enum backend_state state) {
     stream_close(e);
     turn_reset(e);
     owns_drop(e);
+    e->client_pause = (struct client_pause){0}; /* it was this leader's */
     admin_settings_drop(e);
     clients_unsettle(e);
     links_drop_held(e);

@@ -111,6 +111,7 @@ static struct expect expect_of(struct engine *e, const struct request *r) {
                            .replies = r->decision->replies,
                            .swallow = r->decision->swallow,
                            .database_after = r->decision->database_after,
+                           .pause = r->decision->pause,
                            .to = r->from,
                            .life = r->decision->writes ? r->life : 0,
                            .since_ns = e->now_ns};
@@ -214,13 +215,20 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
         if (sizeof entry + d->length > e->config.replica.piece_bytes_max) {
             big_start(e, &entry, d->bytes, &expect, holder);
             if (d->loses_database) e->shared.database = -1;
+            if (d->pause != PAUSE_NOTHING) client_pause_sent(e, d->pause);
             return true;
         }
         if (!batch_append(e, &entry, d->bytes)) return false;
     }
     turn_forward(e, r->database, r->protocol, d->bytes, d->length, &expect);
     if (d->loses_database) e->shared.database = -1;
+    if (d->pause != PAUSE_NOTHING) client_pause_sent(e, d->pause);
     return true;
+}
+
+bool turn_take(struct engine *e, const struct request *r, struct buffer *holder) {
+    bool paused = (client_pause_on(e) || e->owns.lent > 0) && client_pause_takes(e, r);
+    return paused ? own_borrow(e, r) : turn_submit(e, r, holder);
 }
 
 void turn_local(struct engine *e, struct destination to, const void *bytes, size_t length) {

@@ -162,7 +162,7 @@ def _by_flags(flags: frozenset[str], categories: frozenset[str]) -> Way:
     """The way of a command that nothing else is known about. The order is the point."""
     if flags & {"blocking", "pubsub"}:
         return Way.OWN
-    if "readonly" in flags and "write" not in flags:
+    if "readonly" in flags and not flags & {"write", "may_replicate"}:
         return Way.READ
     if "admin" in flags:
         return Way.REFUSE

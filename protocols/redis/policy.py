@@ -72,6 +72,8 @@ def _client(command: Command) -> tuple[str, str]:
         return "here", "by its sub-command"
     if words[1] == "kill":
         return "own, stays", "refused by type, user, or a Unix socket's address: the sidecar's own have these, too"
+    if words[1] in ("pause", "unpause"):
+        return "read", "all clients of all nodes; until another node leads"
     request, bytes_ = _request(words)
     if lib.session_refuses(info, request, bytes_):
         return "refused", "it would hold up everybody's connection"

@@ -98,6 +98,7 @@ static void name_set(struct session *s, struct word w) {
     s->name[w.length] = 0;
 }
 
+static const char *const BUSY_TEXT = "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
 static const char *const NAME_TEXT = "ERR Client names cannot contain spaces, newlines or special characters.";
 
 /* Shows the credentials to the backend as AUTH: a plain AUTH travels as it came, HELLO's are written anew. */
@@ -174,6 +175,7 @@ static void multi_forget(struct session *s) {
     s->in_multi = s->multi_broken = s->multi_writes = false;
     s->multi_commands = s->multi_answered = 0;
     s->multi_database = -1;
+    s->multi_pause = PAUSE_NOTHING;
     buffer_clear(&s->block);
     buffer_trim(&s->block, 1 << 16);
     buffer_clear(&s->deferred);
@@ -188,6 +190,14 @@ static struct session_decision step_reset(struct session *s, const struct sessio
     s->authenticated = !context->password_needed;
     buffer_text(answer, "+RESET\r\n");
     return answered();
+}
+
+/* In order with everybody's requests: what was taken before it is done before it. */
+static struct session_decision step_pause(struct session *s, const struct resp_request *request, const uint8_t *bytes) {
+    buffer_clear(&s->block); /* no transaction is open */
+    uint32_t pause = session_pause_append(request, bytes, &s->block);
+    return (struct session_decision){.verdict = SESSION_SUBMIT, .bytes = buffer_bytes(&s->block), .length = buffer_length(&s->block),
+                                     .replies = 1, .database_after = -1, .pause = pause};
 }
 
 static struct session_decision step_client(struct session *s, const struct session_context *context, const struct command_info *info,
@@ -210,6 +220,8 @@ static struct session_decision step_client(struct session *s, const struct sessi
         buffer_text(answer, "+OK\r\n");
     } else if (word_is(sub, "setinfo") || word_is(sub, "no-touch")) { /* of Redis 7.2; libraries send them to everybody */
         buffer_text(answer, "+OK\r\n");
+    } else if (session_pauses(info, request, bytes)) {
+        return step_pause(s, request, bytes);
     } else {
         return session_own_enter(s, info, request, bytes);
     }
@@ -261,9 +273,11 @@ static struct session_decision step_exec(struct session *s, const uint8_t *bytes
                                  .replies = s->multi_commands + 1,
                                  .swallow = s->multi_answered,
                                  .database_after = s->multi_database,
-                                 .loses_database = s->multi_database >= 0};
+                                 .loses_database = s->multi_database >= 0,
+                                 .pause = s->multi_pause};
     s->in_multi = s->multi_writes = false; /* the block stays in its place until the next transaction */
     s->multi_commands = s->multi_answered = 0;
+    s->multi_pause = PAUSE_NOTHING;
     s->multi_database = -1;
     return d;
 }
@@ -309,6 +323,10 @@ static struct session_decision step_queue(struct session *s, const struct sessio
     if (info->action == ACTION_SELECT) {
         carried = multi_select(s, context, word_at(request, bytes, 1));
         if (!carried) return multi_fail(s, more, answer, "-ERR DB index is out of range\r\n");
+    }
+    if (session_pauses(info, request, bytes)) {
+        if (!s->multi_broken) s->multi_pause = session_pause_join(s->multi_pause, session_pause_append(request, bytes, &s->block));
+        return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
     bool on_own = info->way == WAY_OWN || info->way == WAY_SESSION || (info->way != WAY_REFUSE && info->way != WAY_ADMIN && carried);
     if ((!carried || !info->in_multi) && on_own && !session_refuses(info, request, bytes)) {
@@ -400,6 +418,7 @@ static struct session_decision step_state(struct session *s, const struct sessio
         case ACTION_WAIT: reply_integer(answer, context->followers); return answered();
         case ACTION_CLIENT:
             if (session_refuses(info, request, bytes)) return step_refused(info, answer);
+            if (context->busy && session_pauses(info, request, bytes)) return failed(answer, BUSY_TEXT);
             return step_client(s, context, info, request, bytes, answer);
         default: return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
     }
@@ -446,7 +465,7 @@ struct session_decision session_step(struct session *s, const struct session_con
         return d;
     }
     if (context->busy)
-        return failed(answer, "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.");
+        return failed(answer, BUSY_TEXT);
     if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return session_own_enter(s, info, request, bytes);
     if (info->action == ACTION_DEBUG && session_refuses(info, request, bytes)) return step_refused(info, answer);
     return travel(info, request, bytes);

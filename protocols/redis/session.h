@@ -35,6 +35,11 @@ enum session_own {
     OWN_RAW = 2      /* it says what it likes (subscribed, MONITOR): to the end */
 };
 
+/* CLIENT PAUSE and UNPAUSE, as the request's `pause`: one of these, and above it, shifted by PAUSE_KIND_BITS, milliseconds. */
+enum pause_kind { PAUSE_NOTHING = 0, PAUSE_WRITES = 1, PAUSE_ALL = 2, PAUSE_ENDS = 3 };
+#define PAUSE_KIND_BITS 2u
+#define PAUSE_MS_MAX ((1u << (32 - PAUSE_KIND_BITS)) - 1) /* twelve days */
+
 struct session {
     uint64_t client_id;
     uint32_t database;
@@ -42,6 +47,7 @@ struct session {
     bool authenticated;
     bool in_multi, multi_broken, multi_writes;
     int32_t multi_database;   /* SELECT inside the transaction: the database after it, else -1 */
+    uint32_t multi_pause;     /* CLIENT PAUSE inside the transaction: see enum pause_kind */
     uint32_t multi_commands;  /* MULTI itself included */
     uint32_t multi_answered;  /* answers already given for them */
     enum session_own own;
@@ -81,6 +87,7 @@ struct session_decision {
     bool flushes_scripts;
     bool travels;               /* ADMIN: where it is done it is logged, and done on every node */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
+    uint32_t pause;             /* once it is done clients are paused, or not any more: see enum pause_kind */
     /* VERIFY by HELLO: what to set once verified */
     uint8_t hello_protocol;     /* 0: plain AUTH */
 };
@@ -118,6 +125,13 @@ void session_login_answered(struct session *s, bool refused);
 bool session_client_needs_own(const struct resp_request *request, const uint8_t *bytes);
 /* The backend must not see this DEBUG, CLIENT KILL ... although it might do it. */
 bool session_refuses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
+/* CLIENT PAUSE or UNPAUSE? Then it travels as session_pause_append() writes it: native, a pause of everything would hold up
+ * the shared connection (R7), so the backend is asked to pause writes at most. Returns what the engine is to make of it, or
+ * PAUSE_NOTHING where the backend's answer is an error. */
+bool session_pauses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
+uint32_t session_pause_append(const struct resp_request *request, const uint8_t *bytes, struct buffer *out);
+/* Two of one transaction as one. */
+uint32_t session_pause_join(uint32_t first, uint32_t second);
 /* CONFIG SET of nothing but what may differ between clusters, and not between nodes. */
 bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes);
 /* The i-th parameter that CONFIG SET may change, the i-th DEBUG that passes; NULL behind the last. */

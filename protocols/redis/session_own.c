@@ -61,8 +61,41 @@ bool session_refuses(const struct command_info *info, const struct resp_request 
     if (info->action == ACTION_DEBUG) return debug_refused(request, bytes);
     if (info->action != ACTION_CLIENT || request->argc < 2) return false;
     struct word sub = word_at(request, bytes, 1);
-    if (word_is(sub, "kill")) return kill_refused(request, bytes);
-    return word_is(sub, "pause"); /* it would hold up the shared connection, and with it everybody (R7) */
+    return word_is(sub, "kill") && kill_refused(request, bytes);
+}
+
+/* ---- CLIENT PAUSE ------------------------------------------------------------------------------------------------- */
+
+bool session_pauses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    if (info->action != ACTION_CLIENT || request->argc < 2) return false;
+    struct word sub = word_at(request, bytes, 1);
+    return (word_is(sub, "pause") && (request->argc == 3 || request->argc == 4)) || (word_is(sub, "unpause") && request->argc == 2);
+}
+
+uint32_t session_pause_append(const struct resp_request *request, const uint8_t *bytes, struct buffer *out) {
+    if (request->argc == 2) {
+        buffer_text(out, "*2\r\n$6\r\nCLIENT\r\n$7\r\nUNPAUSE\r\n");
+        return PAUSE_ENDS;
+    }
+    struct word mode = request->argc == 4 ? word_at(request, bytes, 3) : (struct word){"all", 3};
+    long long ms = 0;
+    bool all = word_is(mode, "all"), known = all || word_is(mode, "write"), number = word_number(word_at(request, bytes, 2), &ms);
+    char text[16] = "x"; /* what is wrong is wrong in the way that the backend has a text for */
+    if (number && ms < 0) snprintf(text, sizeof text, "-1");
+    else if (number) snprintf(text, sizeof text, "%u", ms < 1 ? 1 : ms < PAUSE_MS_MAX ? (uint32_t)ms : PAUSE_MS_MAX);
+    buffer_text(out, "*4\r\n$6\r\nCLIENT\r\n$5\r\nPAUSE\r\n");
+    append_bulk(out, text, strlen(text));
+    append_bulk(out, known ? "WRITE" : "x", known ? 5 : 1);
+    if (!known || !number || ms < 0) return PAUSE_NOTHING;
+    return (all ? PAUSE_ALL : PAUSE_WRITES) | (ms < 1 ? 1 : ms < PAUSE_MS_MAX ? (uint32_t)ms : PAUSE_MS_MAX) << PAUSE_KIND_BITS;
+}
+
+uint32_t session_pause_join(uint32_t first, uint32_t second) {
+    const uint32_t kinds = (1u << PAUSE_KIND_BITS) - 1;
+    bool pauses = first != PAUSE_NOTHING && first != PAUSE_ENDS, both = pauses && second != PAUSE_NOTHING && second != PAUSE_ENDS;
+    if (!both) return second == PAUSE_NOTHING ? first : second;
+    uint32_t kind = (first & kinds) > (second & kinds) ? first & kinds : second & kinds;
+    return kind | ((first | kinds) > (second | kinds) ? first & ~kinds : second & ~kinds);
 }
 
 /* Parameters that CONFIG SET may change: what the sidecar itself relies on is not among them (R7). */
@@ -171,16 +204,22 @@ void session_login_answered(struct session *s, bool refused) {
     s->login = false;
 }
 
+static void transaction_begins(struct session *s) {
+    s->multi_database = -1;
+    s->multi_pause = PAUSE_NOTHING;
+}
+
 static void transaction_ends(struct session *s) {
     s->own_multi = s->own_watch = false;
     s->multi_database = -1;
+    s->multi_pause = PAUSE_NOTHING;
 }
 
 static void note(struct session *s, const struct session_context *context, const struct command_info *info,
                  const struct resp_request *request, const uint8_t *bytes) {
     switch ((enum command_action)info->action) {
         case ACTION_MULTI:
-            if (!s->own_multi) s->multi_database = -1;
+            if (!s->own_multi) transaction_begins(s);
             s->own_multi = true;
             break;
         case ACTION_EXEC:
@@ -301,11 +340,24 @@ static struct session_decision own_admin(struct session *s, const struct command
                                      .travels = true, .database_after = -1};
 }
 
+/* What its answer says must be known: whether it was done. */
+static struct session_decision own_pause(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                         const uint8_t *bytes) {
+    if (s->own != OWN_COUNTED || s->reply_off || s->reply_skip) return refused(s, info);
+    buffer_clear(&s->block);
+    uint32_t pause = session_pause_append(request, bytes, &s->block);
+    struct session_decision d = own(s, buffer_bytes(&s->block), buffer_length(&s->block));
+    if (s->own_multi) s->multi_pause = session_pause_join(s->multi_pause, pause);
+    else d.pause = pause;
+    return d;
+}
+
 static struct session_decision step(struct session *s, const struct session_context *context, const struct command_info *info,
                                     const struct resp_request *request, const uint8_t *bytes) {
     if (info == NULL) return own(s, bytes, request->length);
     if (session_refuses(info, request, bytes)) return refused(s, info);
     if (info->way == WAY_ADMIN) return own_admin(s, info, request, bytes);
+    if (session_pauses(info, request, bytes)) return own_pause(s, info, request, bytes);
     if (info->action == ACTION_WAIT && request->argc == 3) return own_wait(s, context);
     bool raw = is_raw(s, info), login = is_login(info, request, bytes);
     if (s->own == OWN_COUNTED && (raw || login) && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
@@ -314,6 +366,7 @@ static struct session_decision step(struct session *s, const struct session_cont
     struct session_decision d = own(s, bytes, request->length);
     if (s->own == OWN_COUNTED) d.replies = count_answers(s, info, request, bytes, d.replies);
     if (info->action == ACTION_EXEC) d.database_after = s->multi_database;
+    if (info->action == ACTION_EXEC && d.replies > 0) d.pause = s->multi_pause;
     note(s, context, info, request, bytes);
     uint64_t body = info->action == ACTION_EVAL ? 1 : info->action == ACTION_SCRIPT_LOAD ? 2 : 0;
     if (body > 0 && request->argc > body && !s->other_user) { /* another user's may be refused: not to be logged */
