@@ -114,7 +114,7 @@ static void answer_now(struct engine *e, struct client *c, const void *bytes, si
 /* The answer to the only request that is under way. */
 void client_answer(struct engine *e, struct client *c, const void *bytes, size_t length) {
     answer_now(e, c, bytes, length);
-    client_answered(e, c, -1, 0);
+    client_answered(e, c, -1, *(const uint8_t *)bytes);
     client_want_ready(e, c);
 }
 
@@ -150,6 +150,7 @@ void client_answered(struct engine *e, struct client *c, int32_t database_after,
         c->outstanding--;
     }
     if (c->session.login) session_login_answered(&c->session, reply_type == '-');
+    if (c->session.multi_asked) session_asked_answered(&c->session, reply_type == '-');
     if (c->outstanding == 0 && !c->has_decision && session_own_done(&c->session)) c->session.own = OWN_NONE;
     if (c->barrier && c->outstanding == 0 && c->verify == NULL) c->barrier = false;
     if (!c->barrier && (c->throttled || buffer_length(&c->in) > 0 || c->has_decision)) client_want_ready(e, c);
@@ -228,7 +229,7 @@ static bool client_submit(struct engine *e, struct client *c, const struct sessi
     }
     c->waiting_since_us = 0;
     if (d->replies > d->swallow) c->outstanding++;
-    if (d->database_after >= 0 || c->session.login) c->barrier = true;
+    if (d->database_after >= 0 || c->session.login || c->session.multi_asked) c->barrier = true;
     e->counters.requests++;
     if (d->writes) e->counters.writes++;
     else e->counters.reads++;

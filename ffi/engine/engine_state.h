@@ -110,7 +110,7 @@ enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXP
 struct expect { /* one request in flight on the shared connection */
     uint8_t kind;
     bool reads;
-    uint32_t replies, swallow;
+    uint32_t replies, swallow, trailing;
     uint32_t local_bytes;
     int32_t database_after;
     uint32_t pause;    /* see enum pause_kind */
@@ -155,6 +155,8 @@ struct shared {
     struct resp_reply reply;
     struct buffer role;                /* the ROLE reply coming in */
     struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
+    struct buffer refusal;             /* an error in the place of a +QUEUED that was given before ... */
+    struct buffer edited;              /* ... and what its EXEC is answered, until it is whole */
     struct buffer kept;                /* answers that go into the next EFFECT: struct origin_reply, bytes */
     uint64_t kept_whole, kept_cut;     /* absolute counts of its bytes: whole answers; those in an EFFECT */
     size_t kept_open;                  /* bytes of the one that is coming in */

@@ -9,7 +9,7 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow, trailing; int32_t database_after; uint32_t pause; };
 
 struct own {
     struct socket socket;
@@ -145,12 +145,13 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         if (status == RESP_BAD) return false;
         bool done = status == RESP_DONE, counted = x != NULL && !own->reply.is_push;
         struct arrival a = {.to = own->to, .bytes = used, .kind = ARRIVAL_PUSH, .type = own->reply.type, .database_after = -1};
-        if (counted && x->swallow == 0) {
-            a.kind = done && x->replies == 1 ? ARRIVAL_LAST : ARRIVAL_PART;
+        bool answers = counted && x->swallow == 0 && x->replies > x->trailing;
+        if (answers) {
+            a.kind = done && x->replies == 1 + x->trailing ? ARRIVAL_LAST : ARRIVAL_PART;
             a.to.sequence = x->sequence;
             a.database_after = x->database_after;
         }
-        bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
+        bool shown = counted ? answers : !(done && own->whole && is_ours(bytes, used));
         if (shown) arrive(e, own, &a, bytes);
         own->whole = done;
         if (done && counted) {
@@ -294,7 +295,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     buffer_append(&own->socket.out, d->bytes, d->length);
     own->appended += d->length;
     if (d->replies > 0)
-        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause};
+        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->trailing, d->database_after, d->pause};
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,

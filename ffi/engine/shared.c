@@ -140,6 +140,7 @@ static bool reply_done(struct engine *e, struct expect *x) {
     resp_reply_reset(&s->reply);
     if (x->replies > 0) return true;
     uint32_t pause = x->pause;
+    buffer_clear(&s->refusal);
     queue_pop(&s->expects);
     if (pause != PAUSE_NOTHING) client_pause_answered(e, pause, type);
     return true;
@@ -201,6 +202,53 @@ void shared_busy(struct engine *e) {
     }
 }
 
+/* ---- answers -------------------------------------------------------------------------------------------------------- */
+
+static void pass(struct engine *e, struct expect *x, const void *bytes, size_t length, bool last, uint8_t type) {
+    struct shared *s = &e->shared;
+    if (x->life != 0 && !s->reply.is_push) keep(s, x, bytes, length, last);
+    if (x->kind == EXPECT_CLIENT) deliver(e, x, bytes, length, last, type);
+}
+
+static bool starts(const struct buffer *b, const char *text) {
+    size_t n = strlen(text);
+    return buffer_length(b) >= n && memcmp(buffer_bytes(b), text, n) == 0;
+}
+
+/* A whole answer that is not passed on as it is. To a stand-in (session.h) only errors count, and not that the shared
+ * connection's user may not use that one. To an EXEC: why it fails, if its client was told that all was queued. */
+static void edit(struct shared *s, bool stands_in) {
+    static const char previous[] = "-EXECABORT Transaction discarded because of previous errors.", why[] = "-EXECABORT Transaction discarded because of: ";
+    bool keeps = stands_in ? starts(&s->edited, "-") && !starts(&s->edited, "-NOPERM") : !starts(&s->edited, previous);
+    if (keeps) return;
+    buffer_clear(&s->edited);
+    if (stands_in) {
+        buffer_text(&s->edited, "+QUEUED\r\n");
+        return;
+    }
+    buffer_text(&s->edited, why);
+    buffer_append(&s->edited, buffer_bytes(&s->refusal) + 1, buffer_length(&s->refusal) - 1);
+}
+
+/* Bytes of an answer to a request of somebody's; `done`: it is whole. */
+static void answer_part(struct engine *e, struct expect *x, const uint8_t *bytes, size_t length, bool done) {
+    struct shared *s = &e->shared;
+    bool last = done && x->replies == 1 + x->trailing;
+    if (x->swallow > 0) { /* of a transaction's commands: the first error is remembered */
+        bool more = buffer_length(&s->refusal) == 0 || buffer_bytes(&s->refusal)[buffer_length(&s->refusal) - 1] != '\n';
+        if (s->reply.type == '-' && x->trailing == 0 && more) buffer_append(&s->refusal, bytes, length);
+        return;
+    }
+    if (x->replies <= x->trailing) return;
+    bool aborts = buffer_length(&s->refusal) > 0 && x->replies == 1 && s->reply.type == '-';
+    if (x->trailing == 0 && !aborts) return pass(e, x, bytes, length, last, s->reply.type);
+    buffer_append(&s->edited, bytes, length);
+    if (!done) return;
+    edit(s, x->trailing > 0);
+    pass(e, x, buffer_bytes(&s->edited), buffer_length(&s->edited), last, *buffer_bytes(&s->edited));
+    buffer_clear(&s->edited);
+}
+
 static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) {
     struct shared *s = &e->shared;
     while (length > 0) {
@@ -211,10 +259,8 @@ static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) 
         size_t used = resp_reply_feed(&s->reply, bytes, length, &status);
         if (status == RESP_BAD) return false;
         if (x->kind == EXPECT_ROLE) buffer_append(&s->role, bytes, used);
-        bool last = status == RESP_DONE && x->replies == 1;
-        if (x->life != 0 && x->swallow == 0 && !s->reply.is_push) keep(s, x, bytes, used, last);
         if (*bytes == '-' && s->reply.type == '-') refusal_note(e, bytes, used);
-        if (x->kind == EXPECT_CLIENT && x->swallow == 0) deliver(e, x, bytes, used, last, s->reply.type);
+        if (x->kind != EXPECT_SWALLOW && x->kind != EXPECT_ROLE && used > 0) answer_part(e, x, bytes, used, status == RESP_DONE);
         if (status == RESP_DONE && !reply_done(e, x)) return false;
         bytes += used;
         length -= used;
@@ -316,6 +362,8 @@ void shared_close(struct engine *e) {
     queue_clear(&s->gates);
     resp_reply_reset(&s->reply);
     buffer_clear(&s->kept);
+    buffer_clear(&s->refusal);
+    buffer_clear(&s->edited);
     s->kept_whole = s->kept_cut = s->kept_open = 0;
     s->kept_large = false;
     s->appended = s->sendable = s->sent = s->open_segments = 0;

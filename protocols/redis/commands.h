@@ -35,6 +35,13 @@ enum command_action {
     ACTION_CLOSE          /* WAY_REFUSE without a word: "POST" and "Host:" come from a browser that was tricked */
 };
 
+/* What the server looks at before it queues a command in a transaction, besides its name, its arguments' number and rights. */
+enum command_queueing {
+    QUEUE_IF_MEMORY = 0,   /* -OOM */
+    QUEUE_IF_WRITABLE = 1, /* and -READONLY, -NOREPLICAS, -MISCONF */
+    QUEUE_NEVER = 2        /* not allowed inside a transaction */
+};
+
 struct command_info {
     char name[32];       /* lower case, "config|set" for sub-commands */
     int32_t arity;       /* as COMMAND gives it: negative = at least */
@@ -44,6 +51,7 @@ struct command_info {
     bool in_multi;       /* may be queued in a transaction that travels on the shared connection */
     bool no_auth;        /* allowed before AUTH */
     bool blocking;       /* blocks outside MULTI, whatever its arguments (so not XREAD: ACTION_IF_BLOCK) */
+    uint8_t queueing;    /* enum command_queueing */
 };
 
 struct command_table;

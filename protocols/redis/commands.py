@@ -63,6 +63,14 @@ class Action(IntEnum):
     CLOSE = lib.ACTION_CLOSE
 
 
+class Queueing(IntEnum):
+    """What the server looks at before it queues it in a transaction: enum command_queueing of commands.h."""
+
+    IF_MEMORY = lib.QUEUE_IF_MEMORY
+    IF_WRITABLE = lib.QUEUE_IF_WRITABLE
+    NEVER = lib.QUEUE_NEVER
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One row of the table: command_info of commands.h."""
@@ -75,6 +83,7 @@ class Command:
     in_multi: bool
     no_auth: bool
     blocking: bool
+    queueing: Queueing = Queueing.IF_MEMORY
 
 
 Decision = tuple[Way, Action]
@@ -209,7 +218,14 @@ def _command(entry: Any, subs: bool) -> Command:
         in_multi=_in_multi(name, way, action, flags),
         no_auth="no_auth" in flags,
         blocking="blocking" in flags and way is Way.OWN,
+        queueing=_queueing(flags),
     )
+
+
+def _queueing(flags: frozenset[str]) -> Queueing:
+    if "no_multi" in flags:
+        return Queueing.NEVER
+    return Queueing.IF_WRITABLE if "write" in flags else Queueing.IF_MEMORY
 
 
 def _in_multi(name: str, way: Way, action: Action, flags: frozenset[str]) -> bool:
@@ -258,6 +274,7 @@ def command_table(commands: Iterable[Command]) -> Any:
         info.in_multi = command.in_multi
         info.no_auth = command.no_auth
         info.blocking = command.blocking
+        info.queueing = command.queueing
         if lib.command_table_add(table, info) != 0:
             raise ValueError(f"command table: cannot take {command.name!r}")
     return table

@@ -98,7 +98,7 @@ static void name_set(struct session *s, struct word w) {
     s->name[w.length] = 0;
 }
 
-static const char *const BUSY_TEXT = "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+#define BUSY_TEXT "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
 static const char *const NAME_TEXT = "ERR Client names cannot contain spaces, newlines or special characters.";
 
 /* Shows the credentials to the backend as AUTH: a plain AUTH travels as it came, HELLO's are written anew. */
@@ -176,6 +176,7 @@ static void multi_forget(struct session *s) {
     s->multi_commands = s->multi_answered = 0;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
+    s->multi_asked = false;
     buffer_clear(&s->block);
     buffer_trim(&s->block, 1 << 16);
     buffer_clear(&s->deferred);
@@ -258,7 +259,47 @@ static struct session_decision multi_fail(struct session *s, bool more, struct b
     return multi_answer(s, more, answer, line);
 }
 
-static struct session_decision step_exec(struct session *s, const uint8_t *bytes, size_t length, struct buffer *answer) {
+#define KEY_ASKED_MAX 512u
+
+/* Asks whether the backend would queue this one now. A write's first key goes along, for the rights of who asks. */
+static struct session_decision multi_ask(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                         const uint8_t *bytes) {
+    struct word key = request->argc > 1 ? word_at(request, bytes, 1) : (struct word){"", 0};
+    buffer_text(&s->deferred, "*1\r\n$5\r\nMULTI\r\n");
+    if (info->queueing == QUEUE_IF_WRITABLE) { /* an empty range */
+        buffer_text(&s->deferred, "*4\r\n$16\r\nZREMRANGEBYSCORE\r\n");
+        reply_bulk(&s->deferred, key.text, key.length <= KEY_ASKED_MAX ? key.length : 0);
+        buffer_text(&s->deferred, "$1\r\n1\r\n$1\r\n0\r\n");
+    } else {
+        buffer_text(&s->deferred, "*1\r\n$4\r\nTIME\r\n");
+    }
+    buffer_text(&s->deferred, "*1\r\n$7\r\nDISCARD\r\n");
+    s->multi_asked = true;
+    s->multi_answered = s->multi_commands;
+    return (struct session_decision){.verdict = SESSION_SUBMIT,
+                                     .bytes = buffer_bytes(&s->deferred),
+                                     .length = buffer_length(&s->deferred),
+                                     .replies = 3,
+                                     .swallow = 1,
+                                     .trailing = 1,
+                                     .database_after = -1};
+}
+
+void session_asked_answered(struct session *s, bool refused) {
+    s->multi_asked = false;
+    buffer_clear(&s->deferred);
+    if (!refused) return;
+    s->multi_broken = true;
+    buffer_clear(&s->block);
+}
+
+static struct session_decision step_exec(struct session *s, const struct session_context *context, const uint8_t *bytes,
+                                         size_t length, struct buffer *answer) {
+    if (context->busy) {
+        session_pause(s, answer);
+        multi_forget(s);
+        return failed(answer, "EXECABORT Transaction discarded because of: " BUSY_TEXT);
+    }
     if (s->multi_broken) {
         session_pause(s, answer);
         multi_forget(s);
@@ -294,7 +335,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
                                           const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes, bool more, struct buffer *answer) {
     switch ((enum command_action)info->action) {
-        case ACTION_EXEC: return step_exec(s, bytes, request->length, answer);
+        case ACTION_EXEC: return step_exec(s, context, bytes, request->length, answer);
         case ACTION_DISCARD:
             session_pause(s, answer);
             multi_forget(s);
@@ -305,7 +346,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
     }
     if (context->busy && info->action != ACTION_MULTI) {
         s->multi_commands++;
-        return multi_fail(s, more, answer, "-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n");
+        return multi_fail(s, more, answer, "-" BUSY_TEXT "\r\n");
     }
     s->multi_commands++;
     if (info->action == ACTION_MULTI) {
@@ -318,6 +359,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         session_pause(s, answer);
         return failed(answer, "ERR WATCH inside MULTI is not allowed");
     }
+    if (info->queueing == QUEUE_NEVER) return multi_fail(s, more, answer, "-ERR Command not allowed inside a transaction\r\n");
     bool carried = info->way == WAY_READ || info->way == WAY_WRITE || info->blocking || info->action == ACTION_WAIT ||
                    info->action == ACTION_IF_BLOCK || info->action == ACTION_UNWATCH;
     if (info->action == ACTION_SELECT) {
@@ -342,8 +384,14 @@ static struct session_decision step_queue(struct session *s, const struct sessio
     }
     if (buffer_length(&s->block) + request->length > context->block_bytes_max)
         return multi_fail(s, more, answer, "-ERR transaction too large\r\n");
+    bool asks = !more && buffer_length(&s->deferred) == 0 && !s->multi_broken;
+    if (asks && !s->quiet) {
+        s->multi_commands--;
+        return (struct session_decision){.verdict = SESSION_WAIT};
+    }
     if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT) s->multi_writes = true;
     if (!s->multi_broken) buffer_append(&s->block, bytes, request->length);
+    if (asks) return multi_ask(s, info, request, bytes);
     return multi_answer(s, more, answer, "+QUEUED\r\n");
 }
 

@@ -6,6 +6,14 @@
  * A transaction is gathered here and travels as one block when its EXEC comes. Answers given before that (+OK, +QUEUED)
  * are counted, and as many of the backend's are swallowed; a client that pipelines the whole transaction gets all of
  * them from the backend. Texts are those of redis-server 7.0.
+ *
+ * For what a backend may refuse at queueing time by its own state (-OOM, -MISCONF, -NOREPLICAS) it is asked when a client
+ * waits for the answer to one command of its transaction: a stand-in, that does nothing even if it is run, goes between a
+ * MULTI and a DISCARD on the shared connection, and the answer to it is the client's. That is a read: it is not logged,
+ * and another leader may be asked again. So the transaction itself stays here, and its EXEC outlives a leader, which it
+ * would not on a connection of the client's own (R5, R14). Such a client pays the way to the backend that it has without
+ * a sidecar, too; a pipelined transaction pays nothing. If the backend changes its mind before EXEC, it refuses the block,
+ * for a reason that the client has not seen: shared.c gives it, as the backend does then.
  */
 #ifndef MUSIDECAR_REDIS_SESSION_H
 #define MUSIDECAR_REDIS_SESSION_H
@@ -50,6 +58,7 @@ struct session {
     uint32_t multi_pause;     /* CLIENT PAUSE inside the transaction: see enum pause_kind */
     uint32_t multi_commands;  /* MULTI itself included */
     uint32_t multi_answered;  /* answers already given for them */
+    bool multi_asked;         /* the backend is being asked whether it would queue the last one */
     enum session_own own;
     bool own_multi, own_watch, own_stays; /* what the backend keeps for it */
     bool other_user;          /* the backend checks what it may do */
@@ -79,7 +88,8 @@ struct session_decision {
     const uint8_t *bytes;
     size_t length;
     bool writes;                /* to be logged */
-    uint32_t replies, swallow;  /* the backend answers `replies` times, the first `swallow` are not for the client */
+    uint32_t replies, swallow;  /* the backend answers `replies` times, the first `swallow` are not for the client ... */
+    uint32_t trailing;          /* ... nor the last of them; 0 or 1 */
     int32_t database_after;     /* >= 0: if the last reply is an array, the session is in this database */
     bool loses_database;        /* the shared connection may be in another database afterwards */
     const uint8_t *script;      /* body of a script that EVALSHA may name later, or NULL */
@@ -106,6 +116,8 @@ static inline bool session_own_done(const struct session *s) {
 }
 /* The client has nothing more to say for now: gives the deferred answers of an open transaction. */
 bool session_pause(struct session *s, struct buffer *answer);
+/* The answer to SUBMIT while `multi_asked`. */
+void session_asked_answered(struct session *s, bool refused);
 /* After VERIFY: the backend accepted the credentials. Appends what HELLO answers (or nothing for AUTH: the backend's own
  * +OK is passed on). */
 void session_verified(struct session *s, const struct session_context *context, uint8_t hello_protocol,

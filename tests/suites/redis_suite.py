@@ -25,7 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from musidecar.testbed import Testbed, free_ports
+from musidecar.ports import free_ports, give_back
+from musidecar.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "suites"
@@ -33,6 +34,7 @@ KNOWN = Path(__file__).with_name("redis-known.txt")
 PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark", "redis-check-aof", "redis-check-rdb")
 SERVER_OPTIONS = ("--enable-debug-command", "yes", "--enable-protected-configs", "yes")
 UNIT_TIMEOUT_S = 150.0
+CONTROL_PORTS = 32  # so far below its base port the suite looks for one of its own: not well, where others run it too
 LINE = re.compile(r"^\[(ok|err|ignore|exception)\]: (.*)$")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 UNITS = (  # those that have tests for a server that is there already
@@ -172,8 +174,10 @@ class Results:
 
 def run_unit(tree: Path, port: int, unit: str, timeout_s: float = UNIT_TIMEOUT_S) -> Results:
     """Runs one unit against the server on `port` of this host."""
+    control = free_ports(1)
     command = ["tclsh", "tests/test_helper.tcl", "--host", "127.0.0.1", "--port", str(port), "--tags", "-slow",
-               "--durable", "--clients", "1", "--single", unit, "--timeout", "90"]  # fmt: skip
+               "--durable", "--clients", "1", "--single", unit, "--timeout", "90",
+               "--baseport", str(control + CONTROL_PORTS)]  # fmt: skip
     since = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -188,6 +192,7 @@ def run_unit(tree: Path, port: int, unit: str, timeout_s: float = UNIT_TIMEOUT_S
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             process.wait()
+            give_back(control)
         output.seek(0)
         text = COLOUR.sub("", output.read().decode(errors="replace"))
     results = read_output(unit, text)

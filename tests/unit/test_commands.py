@@ -276,6 +276,8 @@ def test_errors_are_those_of_redis(request_: list[bytes], redis: PrivateRedis, t
     answer = redis.answer(raw)
     if look_up(table, raw)[0] == lib.COMMAND_OK:
         assert request_ in ([b"ping", b"a", b"b"], [b"command", b"docs"])  # Redis finds that out later
+    elif request_[1:2] == [b"get\0"] and answer == b"*0\r\n":
+        pass  # Redis compares up to the NUL, if the hash of its start leads it there
     else:
         assert answer.startswith(b"-ERR ")
         assert error_line(table, raw) == answer
