@@ -142,6 +142,8 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     return true;
 }
 
+bool turn_take(struct engine *e, const struct request *r, struct buffer *holder) { return turn_submit(e, r, holder); }
+
 /* ---- one pass over the input ---------------------------------------------------------------------------------------- */
 
 /* What two streams of the peer did: one wrote 5, the other 7, with an answer. Nothing here changes that. */
