@@ -33,9 +33,10 @@ log = logging.getLogger("musidecar.node")
 
 @dataclass(frozen=True)
 class Data:
-    """What a backend held: up to `offset` of its history `replid`; `covers` is the same in the log's counting.
+    """What a backend held: up to `offset` of the history `replid`; `covers` is the same in the log's counting.
 
-    run_id: of the process; one that runs still needs no look at its files. index: the last record that it covers.
+    server_replid, server_offset: the same as the server itself calls it; of one that was promoted for nothing, an RDB
+    knows no other name. run_id: of the process; one that runs still needs no look at its files. index: the last record that it covers.
     moment: UTC, for people.
     """
 
@@ -47,6 +48,8 @@ class Data:
     led: bool
     run_id: str
     moment: str
+    server_replid: str = ""
+    server_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,14 +191,16 @@ def judge(data: Data, address: Address) -> str | None:
     with Connection(address) as connection:
         histories = _histories(connection.info("replication"))
         run_id = connection.info("server")["run_id"]
-    offset = histories.get(data.replid)
+    offset, held = histories.get(data.replid), data.offset
+    if offset is None:
+        offset, held = histories.get(data.server_replid), data.server_offset
     if offset is None:
         again = " (it was started again, and what it loaded does not tell: an AOF never does)"
         return f"its Redis does not say that it holds what it held at the stop{again if run_id != data.run_id else ''}"
-    if offset < data.offset:
-        return f"its Redis holds {data.offset - offset} bytes of changes less than at the stop"
-    if offset > data.offset and not data.led:
-        return f"its Redis holds {offset - data.offset} bytes of changes more than at the stop"
+    if offset < held:
+        return f"its Redis holds {held - offset} bytes of changes less than at the stop"
+    if offset > held and not data.led:
+        return f"its Redis holds {offset - held} bytes of changes more than at the stop"
     return None
 
 
@@ -253,7 +258,8 @@ def _data(known: Mapping[str, Any], found: Mapping[str, str], run_id: str) -> tu
         return None, "its Redis holds more than the log says that it was given"
     covers = end if led else offset
     index = known["commit"] if covers == end else 0
-    return Data(replid, offset, covers, known["epoch"], index, led, run_id, now()), ""
+    server = found["master_replid"], int(found["master_repl_offset"])
+    return Data(replid, offset, covers, known["epoch"], index, led, run_id, now(), *server), ""
 
 
 def _save(connection: Connection, home: Path) -> None:
