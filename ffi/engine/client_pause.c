@@ -27,7 +27,7 @@ static void end(struct engine *e) {
 
 bool client_pause_takes(const struct engine *e, const struct request *r) {
     if (e->owns.lent > 0 && own_lent(e, &r->from)) return true; /* behind what it waits for */
-    return e->client_pause.all || (client_pause_on(e) && (r->decision->writes || r->decision->trailing > 0));
+    return e->client_pause.all || (client_pause_on(e) && (r->decision->writes || r->decision->stands_in));
 }
 
 void client_pause_sent(struct engine *e, uint32_t pause) {

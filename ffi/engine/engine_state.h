@@ -110,7 +110,8 @@ enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXP
 struct expect { /* one request in flight on the shared connection */
     uint8_t kind;
     bool reads;
-    uint32_t replies, swallow, trailing;
+    bool stands_in;
+    uint32_t replies, swallow;
     uint32_t local_bytes;
     int32_t database_after;
     uint32_t pause;    /* see enum pause_kind */
@@ -455,6 +456,7 @@ void gates_release(struct engine *e);
 void shared_pass_on(struct engine *e, const struct destination *to, enum arrival_kind kind, uint8_t type, int32_t database_after,
                     const void *bytes, size_t length); /* from an own connection, behind the ROLE that is being answered */
 void shared_watch(struct engine *e); /* each tick */
+void stand_in_edit(struct buffer *answer); /* the backend's to a stand-in (session.h): the client's */
 void shared_busy(struct engine *e);  /* a script does not end: who only reads need not wait for it */
 
 /* own.c */

@@ -20,7 +20,7 @@
 static struct frame frame_of(const struct engine *e, const struct client *c, const struct session_decision *d) {
     uint8_t flags = (uint8_t)((d->writes || d->travels ? FRAME_WRITES : 0) | (c->session.protocol == 3 ? FRAME_RESP3 : 0) |
                               (d->loses_database ? FRAME_LOSES_DATABASE : 0) | (d->verdict == SESSION_ADMIN ? FRAME_ADMIN : 0) |
-                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0) | (d->trailing > 0 ? FRAME_STANDS_IN : 0));
+                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0) | (d->stands_in ? FRAME_STANDS_IN : 0));
     const struct pending *oldest = queue_front(&c->pending);
     return (struct frame){.length = (uint32_t)d->length, .type = FRAME_REQUEST, .flags = flags,
                           .database = (uint16_t)c->session.database, .slot = c->slot, .generation = c->generation,
@@ -140,7 +140,7 @@ static struct session_decision decision_of(const struct frame *f, const uint8_t 
     bool script = f->script_length > 0;
     return (struct session_decision){.verdict = SESSION_SUBMIT, .bytes = payload, .length = f->length,
                                      .writes = f->flags & FRAME_WRITES, .replies = f->replies, .swallow = f->swallow,
-                                     .trailing = f->flags & FRAME_STANDS_IN ? 1 : 0, .database_after = -1, .loses_database = f->flags & FRAME_LOSES_DATABASE,
+                                     .stands_in = f->flags & FRAME_STANDS_IN, .database_after = -1, .loses_database = f->flags & FRAME_LOSES_DATABASE,
                                      .script = script ? payload + f->script_offset : NULL,
                                      .script_length = script ? f->script_length : 0,
                                      .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause};

@@ -9,8 +9,8 @@
 
 static bool request_right(const struct frame *f, const struct frame_limits *limits) {
     if (f->length == 0 || f->length > limits->request_bytes_max || f->database >= limits->databases) return false;
-    uint32_t trailing = f->flags & FRAME_STANDS_IN ? 1 : 0;
-    if (f->replies <= trailing || f->swallow >= f->replies - trailing || f->slot >= ORIGIN_SLOTS_MAX) return false;
+    if ((f->flags & FRAME_STANDS_IN) && f->replies != 1) return false;
+    if (f->replies == 0 || f->swallow >= f->replies || f->slot >= ORIGIN_SLOTS_MAX) return false;
     return f->script_offset <= f->length && f->script_length <= f->length - f->script_offset;
 }
 

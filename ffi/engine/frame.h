@@ -26,7 +26,7 @@ enum frame_type {
     FRAME_OWN_EOF = 16,     /* the client has sent its last byte ... */
     FRAME_OWN_GONE = 17     /* ... or is gone */
 };
-enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_STANDS_IN = 8 /* REQUEST: the last of its answers is not for the client either */, FRAME_FLUSHES_SCRIPTS = 16,
+enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_STANDS_IN = 8 /* REQUEST: see session.h */, FRAME_FLUSHES_SCRIPTS = 16,
                    FRAME_ADMIN = 32 /* for the admin connection */, FRAME_BUSY = 64 /* SERVING: the backend runs a script that does not end */,
                    FRAME_AGAIN = 128 /* REQUEST: was sent to a leader before this one */, FRAME_REFUSED = 128 /* CAUGHT_UP */ };
 struct frame {

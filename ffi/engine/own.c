@@ -9,7 +9,7 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow, trailing; int32_t database_after; uint32_t pause; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; bool stands_in; };
 
 struct own {
     struct socket socket;
@@ -22,6 +22,7 @@ struct own {
     bool paused;
     bool whole; /* what came last ended a line or an answer */
     bool lent;  /* its client did not ask for it: it is paused */
+    struct buffer edited; /* an answer that is not passed on as it comes, so far */
 };
 
 struct own_staged {
@@ -71,6 +72,7 @@ static void own_free(struct engine *e, struct own *own) {
     else e->owns.first = own->next;
     if (own->next != NULL) own->next->previous = own->previous;
     buffer_free(&own->socket.out);
+    buffer_free(&own->edited);
     queue_free(&own->expects);
     own->socket.source.kind = SOURCE_GONE; /* an event of this turn may still name it */
     own->next = e->owns.dead;
@@ -131,10 +133,23 @@ static void own_end(struct engine *e, struct own *own) {
 
 /* A line of MONITOR about what the sidecar itself asks. */
 static bool is_ours(const uint8_t *bytes, size_t length) {
-    static const char role[] = "] \"RoLE\"\r\n", ping[] = "] \"PiNG\"\r\n";
-    const size_t tail = sizeof role - 1;
-    if (length <= tail || bytes[0] != '+') return false;
-    return memcmp(bytes + length - tail, role, tail) == 0 || memcmp(bytes + length - tail, ping, tail) == 0;
+    static const char *const asked[] = {"] \"RoLE\"\r\n", "] \"PiNG\"\r\n", "] \"SeTRaNGe\" \"\" \"0\" \"\"\r\n"};
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        const size_t tail = strlen(asked[i]);
+        if (length > tail && bytes[0] == '+' && memcmp(bytes + length - tail, asked[i], tail) == 0) return true;
+    }
+    return false;
+}
+
+/* Part of an answer to a stand-in, which its client is not given as it is. */
+static void own_stand_in(struct engine *e, struct own *own, struct arrival a, const uint8_t *bytes, bool done) {
+    buffer_append(&own->edited, bytes, a.bytes);
+    if (!done) return;
+    stand_in_edit(&own->edited);
+    a.bytes = buffer_length(&own->edited);
+    a.type = *buffer_bytes(&own->edited);
+    arrive(e, own, &a, buffer_bytes(&own->edited));
+    buffer_clear(&own->edited);
 }
 
 static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
@@ -145,14 +160,14 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         if (status == RESP_BAD) return false;
         bool done = status == RESP_DONE, counted = x != NULL && !own->reply.is_push;
         struct arrival a = {.to = own->to, .bytes = used, .kind = ARRIVAL_PUSH, .type = own->reply.type, .database_after = -1};
-        bool answers = counted && x->swallow == 0 && x->replies > x->trailing;
-        if (answers) {
-            a.kind = done && x->replies == 1 + x->trailing ? ARRIVAL_LAST : ARRIVAL_PART;
+        if (counted && x->swallow == 0) {
+            a.kind = done && x->replies == 1 ? ARRIVAL_LAST : ARRIVAL_PART;
             a.to.sequence = x->sequence;
             a.database_after = x->database_after;
         }
-        bool shown = counted ? answers : !(done && own->whole && is_ours(bytes, used));
-        if (shown) arrive(e, own, &a, bytes);
+        bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
+        if (shown && counted && x->stands_in) own_stand_in(e, own, a, bytes, done);
+        else if (shown) arrive(e, own, &a, bytes);
         own->whole = done;
         if (done && counted) {
             if (x->swallow > 0) x->swallow--;
@@ -295,7 +310,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     buffer_append(&own->socket.out, d->bytes, d->length);
     own->appended += d->length;
     if (d->replies > 0)
-        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->trailing, d->database_after, d->pause};
+        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, d->stands_in};
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,

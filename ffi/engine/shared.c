@@ -215,17 +215,17 @@ static bool starts(const struct buffer *b, const char *text) {
     return buffer_length(b) >= n && memcmp(buffer_bytes(b), text, n) == 0;
 }
 
-/* A whole answer that is not passed on as it is. To a stand-in (session.h) only errors count, and not that the shared
- * connection's user may not use that one. To an EXEC: why it fails, if its client was told that all was queued. */
-static void edit(struct shared *s, bool stands_in) {
+void stand_in_edit(struct buffer *answer) {
+    if (session_refuses_to_queue(buffer_bytes(answer), buffer_length(answer))) return;
+    buffer_clear(answer);
+    buffer_text(answer, "+QUEUED\r\n");
+}
+
+/* An EXEC whose client was told that all was queued: why it fails. */
+static void abort_edit(struct shared *s) {
     static const char previous[] = "-EXECABORT Transaction discarded because of previous errors.", why[] = "-EXECABORT Transaction discarded because of: ";
-    bool keeps = stands_in ? starts(&s->edited, "-") && !starts(&s->edited, "-NOPERM") : !starts(&s->edited, previous);
-    if (keeps) return;
+    if (!starts(&s->edited, previous)) return;
     buffer_clear(&s->edited);
-    if (stands_in) {
-        buffer_text(&s->edited, "+QUEUED\r\n");
-        return;
-    }
     buffer_text(&s->edited, why);
     buffer_append(&s->edited, buffer_bytes(&s->refusal) + 1, buffer_length(&s->refusal) - 1);
 }
@@ -233,18 +233,18 @@ static void edit(struct shared *s, bool stands_in) {
 /* Bytes of an answer to a request of somebody's; `done`: it is whole. */
 static void answer_part(struct engine *e, struct expect *x, const uint8_t *bytes, size_t length, bool done) {
     struct shared *s = &e->shared;
-    bool last = done && x->replies == 1 + x->trailing;
+    bool last = done && x->replies == 1;
     if (x->swallow > 0) { /* of a transaction's commands: the first error is remembered */
         bool more = buffer_length(&s->refusal) == 0 || buffer_bytes(&s->refusal)[buffer_length(&s->refusal) - 1] != '\n';
-        if (s->reply.type == '-' && x->trailing == 0 && more) buffer_append(&s->refusal, bytes, length);
+        if (s->reply.type == '-' && more) buffer_append(&s->refusal, bytes, length);
         return;
     }
-    if (x->replies <= x->trailing) return;
     bool aborts = buffer_length(&s->refusal) > 0 && x->replies == 1 && s->reply.type == '-';
-    if (x->trailing == 0 && !aborts) return pass(e, x, bytes, length, last, s->reply.type);
+    if (!x->stands_in && !aborts) return pass(e, x, bytes, length, last, s->reply.type);
     buffer_append(&s->edited, bytes, length);
     if (!done) return;
-    edit(s, x->trailing > 0);
+    if (x->stands_in) stand_in_edit(&s->edited);
+    else abort_edit(s);
     pass(e, x, buffer_bytes(&s->edited), buffer_length(&s->edited), last, *buffer_bytes(&s->edited));
     buffer_clear(&s->edited);
 }

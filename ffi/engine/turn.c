@@ -107,10 +107,10 @@ void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const v
 
 static struct expect expect_of(struct engine *e, const struct request *r) {
     return (struct expect){.kind = EXPECT_CLIENT,
-                           .reads = !r->decision->writes && (r->decision->replies == 1 || r->decision->trailing > 0),
+                           .reads = !r->decision->writes && r->decision->replies == 1,
                            .replies = r->decision->replies,
                            .swallow = r->decision->swallow,
-                           .trailing = r->decision->trailing,
+                           .stands_in = r->decision->stands_in,
                            .database_after = r->decision->database_after,
                            .pause = r->decision->pause,
                            .to = r->from,

@@ -37,8 +37,8 @@ enum command_action {
 
 /* What the server looks at before it queues a command in a transaction, besides its name, its arguments' number and rights. */
 enum command_queueing {
-    QUEUE_IF_MEMORY = 0,   /* -OOM */
-    QUEUE_IF_WRITABLE = 1, /* and -READONLY, -NOREPLICAS, -MISCONF */
+    QUEUE_PLAINLY = 0,     /* for want of memory (-OOM) it may be refused all the same */
+    QUEUE_IF_WRITABLE = 1, /* and by -READONLY, -NOREPLICAS, -MISCONF */
     QUEUE_NEVER = 2        /* not allowed inside a transaction */
 };
 

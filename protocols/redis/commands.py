@@ -66,7 +66,7 @@ class Action(IntEnum):
 class Queueing(IntEnum):
     """What the server looks at before it queues it in a transaction: enum command_queueing of commands.h."""
 
-    IF_MEMORY = lib.QUEUE_IF_MEMORY
+    PLAINLY = lib.QUEUE_PLAINLY
     IF_WRITABLE = lib.QUEUE_IF_WRITABLE
     NEVER = lib.QUEUE_NEVER
 
@@ -83,7 +83,7 @@ class Command:
     in_multi: bool
     no_auth: bool
     blocking: bool
-    queueing: Queueing = Queueing.IF_MEMORY
+    queueing: Queueing = Queueing.PLAINLY
 
 
 Decision = tuple[Way, Action]
@@ -225,7 +225,7 @@ def _command(entry: Any, subs: bool) -> Command:
 def _queueing(flags: frozenset[str]) -> Queueing:
     if "no_multi" in flags:
         return Queueing.NEVER
-    return Queueing.IF_WRITABLE if "write" in flags else Queueing.IF_MEMORY
+    return Queueing.IF_WRITABLE if "write" in flags else Queueing.PLAINLY
 
 
 def _in_multi(name: str, way: Way, action: Action, flags: frozenset[str]) -> bool:

@@ -259,35 +259,28 @@ static struct session_decision multi_fail(struct session *s, bool more, struct b
     return multi_answer(s, more, answer, line);
 }
 
-#define KEY_ASKED_MAX 512u
-
-/* Asks whether the backend would queue this one now. A write's first key goes along, for the rights of who asks. */
-static struct session_decision multi_ask(struct session *s, const struct command_info *info, const struct resp_request *request,
-                                         const uint8_t *bytes) {
-    struct word key = request->argc > 1 ? word_at(request, bytes, 1) : (struct word){"", 0};
-    buffer_text(&s->deferred, "*1\r\n$5\r\nMULTI\r\n");
-    if (info->queueing == QUEUE_IF_WRITABLE) { /* an empty range */
-        buffer_text(&s->deferred, "*4\r\n$16\r\nZREMRANGEBYSCORE\r\n");
-        reply_bulk(&s->deferred, key.text, key.length <= KEY_ASKED_MAX ? key.length : 0);
-        buffer_text(&s->deferred, "$1\r\n1\r\n$1\r\n0\r\n");
-    } else {
-        buffer_text(&s->deferred, "*1\r\n$4\r\nTIME\r\n");
-    }
-    buffer_text(&s->deferred, "*1\r\n$7\r\nDISCARD\r\n");
+/* Would the backend queue it now? */
+static struct session_decision multi_ask(struct session *s) {
+    static const char asked[] = ASK_WRITABLE;
     s->multi_asked = true;
     s->multi_answered = s->multi_commands;
     return (struct session_decision){.verdict = SESSION_SUBMIT,
-                                     .bytes = buffer_bytes(&s->deferred),
-                                     .length = buffer_length(&s->deferred),
-                                     .replies = 3,
-                                     .swallow = 1,
-                                     .trailing = 1,
+                                     .bytes = (const uint8_t *)asked,
+                                     .length = sizeof asked - 1,
+                                     .replies = 1,
+                                     .stands_in = true,
                                      .database_after = -1};
+}
+
+bool session_refuses_to_queue(const uint8_t *line, size_t length) {
+    static const char *const errors[] = {"-OOM ", "-MISCONF ", "-NOREPLICAS ", "-READONLY ", "-BUSY ", "-LOADING "};
+    for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++)
+        if (length > strlen(errors[i]) && memcmp(line, errors[i], strlen(errors[i])) == 0) return true;
+    return false;
 }
 
 void session_asked_answered(struct session *s, bool refused) {
     s->multi_asked = false;
-    buffer_clear(&s->deferred);
     if (!refused) return;
     s->multi_broken = true;
     buffer_clear(&s->block);
@@ -384,14 +377,14 @@ static struct session_decision step_queue(struct session *s, const struct sessio
     }
     if (buffer_length(&s->block) + request->length > context->block_bytes_max)
         return multi_fail(s, more, answer, "-ERR transaction too large\r\n");
-    bool asks = !more && buffer_length(&s->deferred) == 0 && !s->multi_broken;
+    bool asks = info->queueing == QUEUE_IF_WRITABLE && !more && buffer_length(&s->deferred) == 0 && !s->multi_broken;
     if (asks && !s->quiet) {
         s->multi_commands--;
         return (struct session_decision){.verdict = SESSION_WAIT};
     }
     if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT) s->multi_writes = true;
     if (!s->multi_broken) buffer_append(&s->block, bytes, request->length);
-    if (asks) return multi_ask(s, info, request, bytes);
+    if (asks) return multi_ask(s);
     return multi_answer(s, more, answer, "+QUEUED\r\n");
 }
 

@@ -8,12 +8,12 @@
  * them from the backend. Texts are those of redis-server 7.0.
  *
  * For what a backend may refuse at queueing time by its own state (-OOM, -MISCONF, -NOREPLICAS) it is asked when a client
- * waits for the answer to one command of its transaction: a stand-in, that does nothing even if it is run, goes between a
- * MULTI and a DISCARD on the shared connection, and the answer to it is the client's. That is a read: it is not logged,
- * and another leader may be asked again. So the transaction itself stays here, and its EXEC outlives a leader, which it
- * would not on a connection of the client's own (R5, R14). Such a client pays the way to the backend that it has without
- * a sidecar, too; a pipelined transaction pays nothing. If the backend changes its mind before EXEC, it refuses the block,
- * for a reason that the client has not seen: shared.c gives it, as the backend does then.
+ * waits for the answer to one write of its transaction: a stand-in, a write that does nothing (ASK_WRITABLE), is run on the
+ * shared connection, and its error is the client's. That is a read: it is not logged, and another leader may be asked
+ * again. So the transaction itself stays here, and its EXEC outlives a leader, which it would not on a connection of the
+ * client's own (R5, R14). Such a client pays the way to the backend that it has without a sidecar, too; a pipelined
+ * transaction pays nothing. If the backend changes its mind before EXEC, it refuses the block, for a reason that the
+ * client has not seen: shared.c gives it, as the backend does then.
  */
 #ifndef MUSIDECAR_REDIS_SESSION_H
 #define MUSIDECAR_REDIS_SESSION_H
@@ -23,6 +23,8 @@
 #include "protocols/redis/resp.h"
 
 #define SESSION_NAME_MAX 64u
+/* Of the key "" nothing is overwritten. In a spelling that nobody else uses: see ASK_ROLE. */
+#define ASK_WRITABLE "*4\r\n$8\r\nSeTRaNGe\r\n$0\r\n\r\n$1\r\n0\r\n$0\r\n\r\n"
 
 struct session_context { /* the same for all clients of a node */
     const struct command_table *commands;
@@ -88,8 +90,8 @@ struct session_decision {
     const uint8_t *bytes;
     size_t length;
     bool writes;                /* to be logged */
-    uint32_t replies, swallow;  /* the backend answers `replies` times, the first `swallow` are not for the client ... */
-    uint32_t trailing;          /* ... nor the last of them; 0 or 1 */
+    uint32_t replies, swallow;  /* the backend answers `replies` times, the first `swallow` are not for the client */
+    bool stands_in;             /* the answer is +QUEUED, unless it is one of session_refuses_to_queue() */
     int32_t database_after;     /* >= 0: if the last reply is an array, the session is in this database */
     bool loses_database;        /* the shared connection may be in another database afterwards */
     const uint8_t *script;      /* body of a script that EVALSHA may name later, or NULL */
@@ -116,6 +118,8 @@ static inline bool session_own_done(const struct session *s) {
 }
 /* The client has nothing more to say for now: gives the deferred answers of an open transaction. */
 bool session_pause(struct session *s, struct buffer *answer);
+/* An error that concerns every write. */
+bool session_refuses_to_queue(const uint8_t *line, size_t length);
 /* The answer to SUBMIT while `multi_asked`. */
 void session_asked_answered(struct session *s, bool refused);
 /* After VERIFY: the backend accepted the credentials. Appends what HELLO answers (or nothing for AUTH: the backend's own

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from musidecar.testbed import NodeStatus, Testbed
+from musidecar.testbed import NodeStatus, Testbed, wait_until
 from tests.fault.cluster import assert_same_data, leader_of
-from tests.fault.test_own import Line
+from tests.fault.test_own import Line, blocked
 
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
 ABORTED = "-EXECABORT Transaction discarded because of"
@@ -56,7 +56,7 @@ def test_want_of_memory_before_exec_is_told_by_exec(shared_bed: Testbed, node: N
             assert line.ask("EXEC") == [f"{ABORTED}: {OOM}"]
             line.say("MULTI", "SET a 1", "GET a", "EXEC", "PING")  # told at once, it has seen the error
             assert line.hear(5) == ["+OK", f"-{OOM}", f"-{OOM}", f"{ABORTED} previous errors.", "+PONG"]
-            assert line.ask("MULTI") == ["+OK"] and line.ask("GET a") == [f"-{OOM}"], "to queue takes some, too"
+            assert line.ask("MULTI") == ["+OK"] and line.ask("DEL a") == [f"-{OOM}"], "to queue takes some, too"
             assert line.ask("DISCARD") == ["+OK"]
         assert line.ask("EXISTS a") == [":0"]
 
@@ -70,9 +70,9 @@ def test_what_is_not_allowed_inside_a_transaction(node: NodeStatus) -> None:
 
 
 def test_a_user_with_few_rights_queues_what_it_may(shared_bed: Testbed, node: NodeStatus) -> None:
-    """The server is asked by commands that the client did not name: that it may not use those is not its concern."""
+    """The server is asked by one that the client did not name: that it may not use those is not its concern."""
     admin = shared_bed.client(leader_of(shared_bed.status()))
-    admin.acl_setuser("default", enabled=True, commands=["-time", "-zremrangebyscore"])
+    admin.acl_setuser("default", enabled=True, commands=["-setrange"])
     try:
         with Line(node) as line:
             assert [line.ask(text) for text in ("MULTI", "SET a 1", "GET a", "EXEC")] == [
@@ -90,3 +90,31 @@ def test_half_a_pipeline_is_answered_when_it_stops(node: NodeStatus) -> None:
         assert line.hear(3) == ["+OK", "+OK", "+QUEUED"]
         line.say("INCR a", "INCR a", "EXEC")
         assert line.hear(6) == ["+QUEUED", "+QUEUED", "*3", ":2", ":3", ":4"]
+
+
+def test_the_question_is_not_seen(shared_bed: Testbed, node: NodeStatus) -> None:
+    with Line(node) as line, Line(leader_of(shared_bed.status())) as monitor:
+        assert monitor.ask("MONITOR") == ["+OK"]
+        for text in ("MULTI", "SET a 1"):
+            line.ask(text)
+        assert line.ask("EXEC", 2) == ["*1", "+OK"] and line.ask("ECHO end", 2)[1] == "end"
+        seen = ""
+        while "end" not in seen:
+            (seen,) = monitor.hear()
+            assert "setrange" not in seen.lower()
+
+
+def test_a_paused_transaction_waits_where_it_would(shared_bed: Testbed, node: NodeStatus) -> None:
+    admin = shared_bed.client(leader_of(shared_bed.status()))
+    with Line(node) as line:
+        assert line.ask("MULTI") == ["+OK"]
+        admin.client_pause(20_000, all=False)
+        try:
+            assert line.ask("GET a") == ["+QUEUED"]
+            line.say("SET a 1")
+            wait_until("it waits", lambda: blocked(shared_bed) == 1, 20)
+            with Line(node) as other:
+                assert other.ask("GET a") == ["$-1"], "nobody else waits for it"
+        finally:
+            admin.client_unpause()
+        assert line.hear() == ["+QUEUED"] and line.ask("EXEC", 3) == ["*2", "$-1", "+OK"]

@@ -124,8 +124,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
 bool turn_submit(struct engine *e, const struct request *r, struct buffer *holder) {
     const struct session_decision *d = r->decision;
     CHECK(r->from.node == PEER && r->database < e->config.databases && (r->protocol == 2 || r->protocol == 3));
-    CHECK(d->length > 0 && d->length <= e->config.client_input_bytes_max && d->trailing <= 1);
-    CHECK(d->replies > d->trailing && d->swallow < d->replies - d->trailing);
+    CHECK(d->length > 0 && d->length <= e->config.client_input_bytes_max && d->replies > 0 && d->swallow < d->replies);
     CHECK(d->script == NULL || (d->script >= d->bytes && d->script + d->script_length <= d->bytes + d->length));
     CHECK(d->bytes >= buffer_bytes(holder) && d->bytes + d->length <= buffer_bytes(holder) + buffer_length(holder));
     if (dice_below(&room, 4) == 0) return false;

@@ -10,48 +10,48 @@
 #include "protocols/redis/session.h"
 
 static const struct command_info COMMANDS[] = {
-    {"ping", -1, WAY_READ, ACTION_NONE, false, true, false, false, QUEUE_IF_MEMORY},
-    {"get", 2, WAY_READ, ACTION_NONE, false, true, false, false, QUEUE_IF_MEMORY},
+    {"ping", -1, WAY_READ, ACTION_NONE, false, true, false, false, QUEUE_PLAINLY},
+    {"get", 2, WAY_READ, ACTION_NONE, false, true, false, false, QUEUE_PLAINLY},
     {"set", -3, WAY_WRITE, ACTION_NONE, false, true, false, false, QUEUE_IF_WRITABLE},
     {"del", -2, WAY_WRITE, ACTION_NONE, false, true, false, false, QUEUE_IF_WRITABLE},
-    {"select", 2, WAY_SESSION, ACTION_SELECT, false, true, false, false, QUEUE_IF_MEMORY},
-    {"hello", -1, WAY_SESSION, ACTION_HELLO, false, false, true, false, QUEUE_IF_MEMORY},
-    {"auth", -2, WAY_SESSION, ACTION_AUTH, false, false, true, false, QUEUE_IF_MEMORY},
-    {"multi", 1, WAY_SESSION, ACTION_MULTI, false, false, false, false, QUEUE_IF_MEMORY},
-    {"exec", 1, WAY_SESSION, ACTION_EXEC, false, false, false, false, QUEUE_IF_MEMORY},
-    {"discard", 1, WAY_SESSION, ACTION_DISCARD, false, false, false, false, QUEUE_IF_MEMORY},
-    {"unwatch", 1, WAY_SESSION, ACTION_UNWATCH, false, true, false, false, QUEUE_IF_MEMORY},
-    {"watch", -2, WAY_OWN, ACTION_WATCH, false, false, false, false, QUEUE_IF_MEMORY},
-    {"quit", -1, WAY_SESSION, ACTION_QUIT, false, false, true, false, QUEUE_IF_MEMORY},
-    {"reset", 1, WAY_SESSION, ACTION_RESET, false, false, true, false, QUEUE_IF_MEMORY},
-    {"wait", 3, WAY_SESSION, ACTION_WAIT, false, true, false, false, QUEUE_IF_MEMORY},
-    {"client", -2, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_IF_MEMORY},
-    {"client|getname", 2, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_IF_MEMORY},
-    {"client|setname", 3, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_IF_MEMORY},
-    {"client|id", 2, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_IF_MEMORY},
-    {"client|reply", 3, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_IF_MEMORY},
-    {"client|kill", -3, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_IF_MEMORY},
-    {"readonly", 1, WAY_SESSION, ACTION_READONLY, false, false, false, false, QUEUE_IF_MEMORY},
-    {"asking", 1, WAY_SESSION, ACTION_ASKING, false, false, false, false, QUEUE_IF_MEMORY},
+    {"select", 2, WAY_SESSION, ACTION_SELECT, false, true, false, false, QUEUE_PLAINLY},
+    {"hello", -1, WAY_SESSION, ACTION_HELLO, false, false, true, false, QUEUE_PLAINLY},
+    {"auth", -2, WAY_SESSION, ACTION_AUTH, false, false, true, false, QUEUE_PLAINLY},
+    {"multi", 1, WAY_SESSION, ACTION_MULTI, false, false, false, false, QUEUE_PLAINLY},
+    {"exec", 1, WAY_SESSION, ACTION_EXEC, false, false, false, false, QUEUE_PLAINLY},
+    {"discard", 1, WAY_SESSION, ACTION_DISCARD, false, false, false, false, QUEUE_PLAINLY},
+    {"unwatch", 1, WAY_SESSION, ACTION_UNWATCH, false, true, false, false, QUEUE_PLAINLY},
+    {"watch", -2, WAY_OWN, ACTION_WATCH, false, false, false, false, QUEUE_PLAINLY},
+    {"quit", -1, WAY_SESSION, ACTION_QUIT, false, false, true, false, QUEUE_PLAINLY},
+    {"reset", 1, WAY_SESSION, ACTION_RESET, false, false, true, false, QUEUE_PLAINLY},
+    {"wait", 3, WAY_SESSION, ACTION_WAIT, false, true, false, false, QUEUE_PLAINLY},
+    {"client", -2, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_PLAINLY},
+    {"client|getname", 2, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_PLAINLY},
+    {"client|setname", 3, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_PLAINLY},
+    {"client|id", 2, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_PLAINLY},
+    {"client|reply", 3, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_PLAINLY},
+    {"client|kill", -3, WAY_SESSION, ACTION_CLIENT, false, false, false, false, QUEUE_PLAINLY},
+    {"readonly", 1, WAY_SESSION, ACTION_READONLY, false, false, false, false, QUEUE_PLAINLY},
+    {"asking", 1, WAY_SESSION, ACTION_ASKING, false, false, false, false, QUEUE_PLAINLY},
     {"eval", -3, WAY_WRITE, ACTION_EVAL, false, true, false, false, QUEUE_IF_WRITABLE},
-    {"eval_ro", -3, WAY_READ, ACTION_EVAL, false, true, false, false, QUEUE_IF_MEMORY},
+    {"eval_ro", -3, WAY_READ, ACTION_EVAL, false, true, false, false, QUEUE_PLAINLY},
     {"evalsha", -3, WAY_WRITE, ACTION_NONE, false, true, false, false, QUEUE_IF_WRITABLE},
     {"script", -2, WAY_WRITE, ACTION_NONE, true, true, false, false, QUEUE_IF_WRITABLE},
     {"script|load", 3, WAY_WRITE, ACTION_SCRIPT_LOAD, false, true, false, false, QUEUE_IF_WRITABLE},
     {"script|flush", -2, WAY_WRITE, ACTION_SCRIPT_FLUSH, false, true, false, false, QUEUE_IF_WRITABLE},
-    {"script|kill", 2, WAY_ADMIN, ACTION_NONE, false, false, false, false, QUEUE_IF_MEMORY},
-    {"config", -2, WAY_READ, ACTION_NONE, true, true, false, false, QUEUE_IF_MEMORY},
-    {"config|get", -3, WAY_READ, ACTION_NONE, false, true, false, false, QUEUE_IF_MEMORY},
-    {"config|set", -4, WAY_ADMIN, ACTION_CONFIG_SET, false, false, false, false, QUEUE_IF_MEMORY},
-    {"xread", -4, WAY_READ, ACTION_IF_BLOCK, false, true, false, false, QUEUE_IF_MEMORY},
+    {"script|kill", 2, WAY_ADMIN, ACTION_NONE, false, false, false, false, QUEUE_PLAINLY},
+    {"config", -2, WAY_READ, ACTION_NONE, true, true, false, false, QUEUE_PLAINLY},
+    {"config|get", -3, WAY_READ, ACTION_NONE, false, true, false, false, QUEUE_PLAINLY},
+    {"config|set", -4, WAY_ADMIN, ACTION_CONFIG_SET, false, false, false, false, QUEUE_PLAINLY},
+    {"xread", -4, WAY_READ, ACTION_IF_BLOCK, false, true, false, false, QUEUE_PLAINLY},
     {"xreadgroup", -7, WAY_WRITE, ACTION_IF_BLOCK, false, true, false, false, QUEUE_IF_WRITABLE},
-    {"blpop", -3, WAY_OWN, ACTION_NONE, false, true, false, true, QUEUE_IF_MEMORY},
-    {"subscribe", -2, WAY_OWN, ACTION_RAW, false, false, false, false, QUEUE_IF_MEMORY},
+    {"blpop", -3, WAY_OWN, ACTION_NONE, false, true, false, true, QUEUE_PLAINLY},
+    {"subscribe", -2, WAY_OWN, ACTION_RAW, false, false, false, false, QUEUE_PLAINLY},
     {"monitor", 1, WAY_OWN, ACTION_RAW, false, false, false, false, QUEUE_NEVER},
-    {"debug", -2, WAY_READ, ACTION_DEBUG, false, true, false, false, QUEUE_IF_MEMORY},
-    {"replicaof", 3, WAY_REFUSE, ACTION_NONE, false, false, false, false, QUEUE_IF_MEMORY},
-    {"info", -1, WAY_READ, ACTION_INFO, false, true, false, false, QUEUE_IF_MEMORY},
-    {"post", -1, WAY_REFUSE, ACTION_CLOSE, false, false, true, false, QUEUE_IF_MEMORY},
+    {"debug", -2, WAY_READ, ACTION_DEBUG, false, true, false, false, QUEUE_PLAINLY},
+    {"replicaof", 3, WAY_REFUSE, ACTION_NONE, false, false, false, false, QUEUE_PLAINLY},
+    {"info", -1, WAY_READ, ACTION_INFO, false, true, false, false, QUEUE_PLAINLY},
+    {"post", -1, WAY_REFUSE, ACTION_CLOSE, false, false, true, false, QUEUE_PLAINLY},
 };
 
 static struct command_table *table;
@@ -140,11 +140,11 @@ static void use_decision(struct client *c, const struct session_decision *d) {
     if (d->verdict == SESSION_OWN) { /* of an open transaction some may be unanswered; the last may have any number of answers */
         CHECK(session.own != OWN_NONE && d->swallow <= d->replies && d->swallow < requests);
     } else {
-        CHECK(d->replies > d->trailing && d->swallow < d->replies - d->trailing && requests == d->replies);
+        CHECK(d->replies >= 1 && d->swallow < d->replies && requests == d->replies);
     }
-    CHECK(d->trailing == (session.multi_asked ? 1 : 0));
+    CHECK(d->stands_in == session.multi_asked);
     if (session.multi_asked) { /* how often depends on the pieces that the input comes in */
-        CHECK(session.in_multi && !d->writes && d->verdict == SESSION_SUBMIT && d->replies == 3 && d->swallow == 1);
+        CHECK(session.in_multi && !d->writes && d->verdict == SESSION_SUBMIT && d->replies == 1 && d->swallow == 0);
         c->answered++;
         session_asked_answered(&session, false);
         return;
