@@ -15,7 +15,7 @@
 #define PING_WAITING_US 5000u /* a request waits for its answer: is the backend alive? */
 #define ROLE_US 5000ull
 
-static void admin_queue(struct engine *e, struct admin_expect expect, const void *bytes, size_t length) {
+void admin_queue(struct engine *e, struct admin_expect expect, const void *bytes, size_t length) {
     struct admin *a = &e->admin;
     if (a->socket.source.fd < 0) return;
     buffer_append(&a->socket.out, bytes, length);
@@ -29,12 +29,13 @@ void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_
 }
 
 void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length, bool travels) {
+    if (travels && config_check_begin(e, &to, bytes, length)) return;
     travels = travels && length + 8 <= e->config.replica.piece_bytes_max;
     if (travels) buffer_append(&e->admin.settings, bytes, length);
     admin_queue(e, (struct admin_expect){ADMIN_CLIENT, to, travels ? (uint32_t)length : 0}, bytes, length);
 }
 
-static void answer_client(struct engine *e, const struct destination *to, const void *bytes, size_t length) {
+void admin_answer_client(struct engine *e, const struct destination *to, const void *bytes, size_t length) {
     if (to->node != e->self) {
         link_answer(e, to, bytes, length);
         return;
@@ -74,7 +75,7 @@ void admin_settings_log(struct engine *e) {
     }
     for (struct admin_answer *d = queue_front(&a->done); d != NULL; d = queue_front(&a->done)) {
         if (d->index == 0 || d->index > replica_commit(e->replica)) return;
-        answer_client(e, &d->to, buffer_bytes(&a->logging) + d->request_bytes, d->answer_bytes);
+        admin_answer_client(e, &d->to, buffer_bytes(&a->logging) + d->request_bytes, d->answer_bytes);
         buffer_consume(&a->logging, d->request_bytes + d->answer_bytes);
         queue_pop(&a->done);
     }
@@ -113,8 +114,9 @@ void admin_close(struct engine *e) {
     buffer_clear(&a->socket.out);
     buffer_clear(&a->bytes);
     buffer_clear(&a->settings);
+    buffer_clear(&a->checks);
     for (struct admin_expect *x = queue_front(&a->expects); x != NULL; x = queue_front(&a->expects)) {
-        bool own = x->kind == ADMIN_CLIENT && x->to.node == e->self;
+        bool own = x->kind >= ADMIN_CLIENT && x->to.node == e->self;
         struct client *c = own ? client_find(e, x->to.slot, x->to.generation) : NULL;
         queue_pop(&a->expects);
         if (c != NULL) client_close(e, c);
@@ -185,8 +187,9 @@ static void role_answer(struct engine *e) {
 
 static void admin_answer(struct engine *e, struct admin_expect x) {
     struct admin *a = &e->admin;
-    const char *text = (const char *)buffer_bytes(&a->bytes);
-    size_t length = buffer_length(&a->bytes);
+    const struct buffer *bytes = &a->bytes;
+    const char *text = (const char *)buffer_bytes(bytes);
+    size_t length = buffer_length(bytes);
     a->heard_us = e->now_us;
     switch (x.kind) {
         case ADMIN_SWALLOW: break;
@@ -206,9 +209,11 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
         case ADMIN_CLIENT:
             if (text[0] == '+') busy_set(e, false); /* the script is killed */
             if (x.setting_bytes > 0 && text[0] != '-' && engine_leads(e)) setting_done(e, &x, text, length);
-            else answer_client(e, &x.to, text, length);
+            else admin_answer_client(e, &x.to, text, length);
             buffer_consume(&a->settings, x.setting_bytes);
             break;
+        case ADMIN_CHECK: config_check_end(e, &x, buffer_bytes(bytes), length); break;
+        case ADMIN_WRONG: config_wrong_end(e, &x, buffer_bytes(bytes), length); break;
     }
 }
 

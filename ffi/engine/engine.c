@@ -360,6 +360,7 @@ struct engine *engine_new(const struct engine_config *config, struct fabric *fab
     CHECK(e->clients != NULL && e->free_slots != NULL && e->scratch != NULL);
     log_state_init(&e->log);
     e->context = (struct session_context){.commands = commands,
+                                          .user = e->config.backend_user,
                                           .version = e->config.backend_version,
                                           .databases = config->databases,
                                           .password_needed = config->password_needed,
@@ -374,7 +375,7 @@ static void queues_free(struct engine *e) {
     for (size_t i = 0; i < sizeof queues / sizeof queues[0]; i++) queue_free(queues[i]);
     struct buffer *buffers[] = {&e->normal, &e->answer, &e->shared.socket.out, &e->shared.role, &e->shared.local, &e->shared.refusal, &e->shared.edited,
                                 &e->stream.socket.out, &e->stream.effects, &e->feed.socket.out, &e->feed.in,
-                                &e->feed.backlog, &e->admin.socket.out, &e->admin.bytes, &e->admin.settings, &e->admin.logging, &e->big.bytes};
+                                &e->feed.backlog, &e->admin.socket.out, &e->admin.bytes, &e->admin.settings, &e->admin.checks, &e->admin.logging, &e->big.bytes};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) buffer_free(buffers[i]);
 }
 

@@ -9,7 +9,8 @@
  *   member.c    a new life of a node becomes a member                 forward.c   requests of a follower's clients
  *   origin.c    what became of them, by the log                   pause.c     automatic fail-over paused and resumed
  *   handover.c  leadership handed over by plan                    own.c       clients with a connection of their own
- *   client_pause.c  CLIENT PAUSE                                 engine.c    the object and its loop
+ *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
+ *   engine.c    the object and its loop
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -202,8 +203,8 @@ struct feed {
 
 /* ---- admin connection -------------------------------------------------------------------------------------------- */
 
-enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_CLIENT };
-struct admin_expect { enum admin_kind kind; struct destination to; uint32_t setting_bytes; /* of admin.settings: to be logged if it is done */ };
+enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_CLIENT, ADMIN_CHECK, ADMIN_WRONG };
+struct admin_expect { enum admin_kind kind; struct destination to; uint32_t setting_bytes; /* of admin.settings, to be logged if it is done; CHECK, WRONG: of admin.checks */ };
 struct admin_answer { struct destination to; uint64_t index; uint32_t request_bytes, answer_bytes; }; /* index: 0, not logged yet */
 struct admin {
     struct socket socket;
@@ -211,6 +212,7 @@ struct admin {
     struct resp_reply reply;
     struct buffer bytes;
     struct buffer settings; /* requests that are to be logged once they are done, in order */
+    struct buffer checks;   /* requests that wait for what config_check.c has asked, in order */
     struct queue done;      /* struct admin_answer: done, and answered once they are logged and committed */
     struct buffer logging;  /* their requests and answers */
     uint64_t heard_us, asked_us, connect_us, up_us;
@@ -527,10 +529,18 @@ void admin_event(struct engine *e, uint32_t events);
 void admin_close(struct engine *e);
 void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length);
 void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length, bool travels); /* a client's */
+void admin_queue(struct engine *e, struct admin_expect expect, const void *bytes, size_t length);
+void admin_answer_client(struct engine *e, const struct destination *to, const void *bytes, size_t length);
 void admin_settings_log(struct engine *e);
 void admin_settings_drop(struct engine *e);
 void admin_ask_role(struct engine *e);
 void busy_set(struct engine *e, bool busy);
+
+/* config_check.c */
+/* True: it is a CONFIG SET of what the sidecar keeps, and the backend is asked whether that would change anything. */
+bool config_check_begin(struct engine *e, const struct destination *to, const uint8_t *bytes, size_t length);
+void config_check_end(struct engine *e, const struct admin_expect *x, const uint8_t *text, size_t length);
+void config_wrong_end(struct engine *e, const struct admin_expect *x, const uint8_t *text, size_t length);
 
 /* takeover.c */
 void takeover_follow_role(struct engine *e);

@@ -38,7 +38,7 @@ block. Everything else there takes the open transaction to a connection of its o
 NOTES = {
     Action.EVAL: "",
     Action.IF_BLOCK: "with BLOCK: own",
-    Action.CONFIG_SET: "parameters below; others refused",
+    Action.CONFIG_SET: "parameters below; others only to the value that they have",
     Action.DEBUG: "sub-commands below, if the server allows them; others refused",
     Action.INFO: "of the leader's Redis",
     Action.WAIT: "how many other nodes are known to have every write before it",
@@ -71,11 +71,13 @@ def _client(command: Command) -> tuple[str, str]:
     if len(words) == 1:
         return "here", "by its sub-command"
     if words[1] == "kill":
-        return "own, stays", "refused by type, user, or a Unix socket's address: the sidecar's own have these, too"
+        return "own, stays", (
+            "refused by type, by the user `default`, or by a Unix socket's address: the sidecar's own have these, too"
+        )
     if words[1] in ("pause", "unpause"):
         return "read", "all clients of all nodes; until another node leads"
     request, bytes_ = _request(words)
-    if lib.session_refuses(info, request, bytes_):
+    if lib.session_refuses(ffi.NULL, info, request, bytes_):
         return "refused", "it would hold up everybody's connection"
     if lib.session_client_needs_own(request, bytes_):
         return "own, stays", ""

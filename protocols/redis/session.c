@@ -364,13 +364,13 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
     bool on_own = info->way == WAY_OWN || info->way == WAY_SESSION || (info->way != WAY_REFUSE && info->way != WAY_ADMIN && carried);
-    if ((!carried || !info->in_multi) && on_own && !session_refuses(info, request, bytes)) {
+    if ((!carried || !info->in_multi) && on_own && !session_refuses(context, info, request, bytes)) {
         s->multi_commands--;
         if (!s->multi_broken) return session_own_enter(s, info, request, bytes);
         s->multi_commands++;
         return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
-    if (!carried || !info->in_multi || session_refuses(info, request, bytes)) {
+    if (!carried || !info->in_multi || session_refuses(context, info, request, bytes)) {
         char line[TEXT_MAX];
         snprintf(line, sizeof line, "-ERR %s is not supported inside a transaction through musidecar\r\n", info->name);
         return multi_fail(s, more, answer, line);
@@ -428,9 +428,7 @@ static struct session_decision step_refused(const struct command_info *info, str
     return failed(answer, text);
 }
 
-static struct session_decision step_admin(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes,
-                                          struct buffer *answer) {
-    if (info->action == ACTION_CONFIG_SET && !session_config_allowed(request, bytes)) return step_refused(info, answer);
+static struct session_decision step_admin(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
     struct session_decision d = submit(request, bytes, false);
     d.verdict = SESSION_ADMIN;
     d.travels = info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE;
@@ -458,7 +456,7 @@ static struct session_decision step_state(struct session *s, const struct sessio
         case ACTION_RESET: return step_reset(s, context, answer);
         case ACTION_WAIT: reply_integer(answer, context->followers); return answered();
         case ACTION_CLIENT:
-            if (session_refuses(info, request, bytes)) return step_refused(info, answer);
+            if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
             if (context->busy && session_pauses(info, request, bytes)) return failed(answer, BUSY_TEXT);
             return step_client(s, context, info, request, bytes, answer);
         default: return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
@@ -495,7 +493,7 @@ struct session_decision session_step(struct session *s, const struct session_con
         return step_queue(s, context, info, request, bytes, more, answer);
     switch ((enum command_way)info->way) {
         case WAY_SESSION: return step_state(s, context, info, request, bytes, more, answer);
-        case WAY_ADMIN: return step_admin(info, request, bytes, answer);
+        case WAY_ADMIN: return step_admin(info, request, bytes);
         case WAY_REFUSE: return step_refused(info, answer);
         case WAY_OWN: return session_own_enter(s, info, request, bytes);
         default: break;
@@ -508,6 +506,6 @@ struct session_decision session_step(struct session *s, const struct session_con
     if (context->busy)
         return failed(answer, BUSY_TEXT);
     if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return session_own_enter(s, info, request, bytes);
-    if (info->action == ACTION_DEBUG && session_refuses(info, request, bytes)) return step_refused(info, answer);
+    if (info->action == ACTION_DEBUG && session_refuses(context, info, request, bytes)) return step_refused(info, answer);
     return travel(info, request, bytes);
 }

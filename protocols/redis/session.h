@@ -29,6 +29,7 @@
 struct session_context { /* the same for all clients of a node */
     const struct command_table *commands;
     const char *version; /* the backend's */
+    const char *user;    /* as whom the sidecar is logged in there */
     uint32_t databases;
     bool password_needed;
     bool busy;                   /* the backend runs a script that does not end: -BUSY */
@@ -140,7 +141,8 @@ void session_login_answered(struct session *s, bool refused);
 /* Only a connection of its own can answer this CLIENT ... */
 bool session_client_needs_own(const struct resp_request *request, const uint8_t *bytes);
 /* The backend must not see this DEBUG, CLIENT KILL ... although it might do it. */
-bool session_refuses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
+bool session_refuses(const struct session_context *context, const struct command_info *info, const struct resp_request *request,
+                     const uint8_t *bytes);
 /* CLIENT PAUSE or UNPAUSE? Then it travels as session_pause_append() writes it: native, a pause of everything would hold up
  * the shared connection (R7), so the backend is asked to pause writes at most. Returns what the engine is to make of it, or
  * PAUSE_NOTHING where the backend's answer is an error. */
@@ -150,6 +152,8 @@ uint32_t session_pause_append(const struct resp_request *request, const uint8_t 
 uint32_t session_pause_join(uint32_t first, uint32_t second);
 /* CONFIG SET of nothing but what may differ between clusters, and not between nodes. */
 bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes);
+struct word;
+bool session_config_settable(struct word name);
 /* The i-th parameter that CONFIG SET may change, the i-th DEBUG that passes; NULL behind the last. */
 const char *session_config_name(uint32_t i);
 const char *session_debug_name(uint32_t i);

@@ -24,6 +24,8 @@ static bool word_in(struct word w, const char *const *names) {
     return false;
 }
 
+static bool word_equals(struct word w, const char *text) { return w.length == strlen(text) && memcmp(w.text, text, w.length) == 0; }
+
 /* DEBUG, as far as it changes neither data nor what the sidecar relies on; the server itself allows it or not. */
 static const char *const DEBUG_ALLOWED[] = {
     "help", "log", "sleep", "object", "digest", "digest-value", "protocol", "set-active-expire", "quicklist-packed-threshold",
@@ -37,9 +39,9 @@ static bool debug_refused(const struct resp_request *request, const uint8_t *byt
     return !word_in(sub, DEBUG_ALLOWED);
 }
 
-/* By type, by user, or by the address of a Unix socket, which all share, the sidecar's own connections are meant, too. What
- * is no filter the backend itself refuses. */
-static bool kill_refused(const struct resp_request *request, const uint8_t *bytes) {
+/* By type, by the user that they are logged in as, or by the address of a Unix socket, which all share, the sidecar's own
+ * connections are meant, too. What is no filter the backend itself refuses. */
+static bool kill_refused(const struct session_context *context, const struct resp_request *request, const uint8_t *bytes) {
     static const char *const filters[] = {"id", "type", "addr", "laddr", "user", "skipme", NULL};
     static const char *const types[] = {"normal", "master", "replica", "slave", NULL};
     if (request->argc == 3) {
@@ -51,17 +53,20 @@ static bool kill_refused(const struct resp_request *request, const uint8_t *byte
         struct word name = word_at(request, bytes, i), value = word_at(request, bytes, i + 1);
         if (!word_in(name, filters) || word_is(name, "id")) return false;
         if (word_is(name, "type") && !word_in(value, types)) return false; /* pubsub: the sidecar has none */
+        if (word_is(name, "skipme") && !word_is(value, "yes") && !word_is(value, "no")) return false;
+        if (word_is(name, "user") && !word_equals(value, "default") && !word_equals(value, context->user)) return false;
         if (word_is(name, "addr") && memchr(value.text, '/', value.length) == NULL) return false;
     }
     return true;
 }
 
-bool session_refuses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+bool session_refuses(const struct session_context *context, const struct command_info *info, const struct resp_request *request,
+                     const uint8_t *bytes) {
     if (info->way == WAY_REFUSE) return true;
     if (info->action == ACTION_DEBUG) return debug_refused(request, bytes);
     if (info->action != ACTION_CLIENT || request->argc < 2) return false;
     struct word sub = word_at(request, bytes, 1);
-    return word_is(sub, "kill") && kill_refused(request, bytes);
+    return word_is(sub, "kill") && kill_refused(context, request, bytes);
 }
 
 /* ---- CLIENT PAUSE ------------------------------------------------------------------------------------------------- */
@@ -117,9 +122,11 @@ static const char *const CONFIG_ALLOWED[] = {
 
 bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes) {
     for (uint64_t i = 2; i < request->argc; i += 2)
-        if (!word_in(word_at(request, bytes, i), CONFIG_ALLOWED)) return false;
+        if (!session_config_settable(word_at(request, bytes, i))) return false;
     return true;
 }
+
+bool session_config_settable(struct word name) { return word_in(name, CONFIG_ALLOWED); }
 
 const char *session_config_name(uint32_t i) { return i < sizeof CONFIG_ALLOWED / sizeof *CONFIG_ALLOWED ? CONFIG_ALLOWED[i] : NULL; }
 
@@ -334,7 +341,6 @@ static struct session_decision own_admin(struct session *s, const struct command
     bool travels = info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE;
     if (!travels) return own(s, bytes, request->length); /* SCRIPT KILL: nobody's script is in front of it here */
     if (s->own != OWN_COUNTED || s->own_multi || s->other_user || s->reply_off) return refused(s, info);
-    if (info->action == ACTION_CONFIG_SET && !session_config_allowed(request, bytes)) return refused(s, info);
     if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
     return (struct session_decision){.verdict = SESSION_ADMIN, .bytes = bytes, .length = request->length, .replies = 1,
                                      .travels = true, .database_after = -1};
@@ -355,7 +361,7 @@ static struct session_decision own_pause(struct session *s, const struct command
 static struct session_decision step(struct session *s, const struct session_context *context, const struct command_info *info,
                                     const struct resp_request *request, const uint8_t *bytes) {
     if (info == NULL) return own(s, bytes, request->length);
-    if (session_refuses(info, request, bytes)) return refused(s, info);
+    if (session_refuses(context, info, request, bytes)) return refused(s, info);
     if (info->way == WAY_ADMIN) return own_admin(s, info, request, bytes);
     if (session_pauses(info, request, bytes)) return own_pause(s, info, request, bytes);
     if (info->action == ACTION_WAIT && request->argc == 3) return own_wait(s, context);

@@ -252,8 +252,44 @@ def test_a_setting_travels_to_all_nodes(shared_bed: Testbed, node: NodeStatus) -
     with pytest.raises(redis.ResponseError, match="couldn't be parsed"):
         client.config_set("slowlog-max-len", "many")
     assert setting(client) == value
-    with pytest.raises(redis.ResponseError, match="refused"):
+    with pytest.raises(redis.ResponseError, match=r"'replica-read-only'. - can't set immutable"):
         client.config_set("replica-read-only", "no")
+
+
+def test_a_setting_that_the_sidecar_keeps_may_be_set_to_what_it_is(shared_bed: Testbed, node: NodeStatus) -> None:
+    """One node's own, as `masterauth`, stay that node's; what comes with them travels."""
+    client, servers = shared_bed.client(node), shared_bed.backends(shared_bed.status())
+    before = {i: backend.config_get() for i, backend in servers.items()}
+    assert len({config["masterauth"] for config in before.values()}) == len(before)
+    names = ("masterauth", "timeout", "appendonly", "repl-backlog-size", "port")
+    kept = {name: setting(client, name) for name in names}
+    value = str(300 + int(node.id))
+    assert client.config_set("slowlog-max-len", value, *[word for item in kept.items() for word in item])
+    for backend in servers.values():
+        wait_until("it is set", lambda b=backend: setting(b) == value, WAIT_S)  # type: ignore[misc]
+    with pytest.raises(redis.ResponseError, match=r"'timeout'. - can't set immutable"):
+        client.config_set("slowlog-max-len", 7, "masterauth", kept["masterauth"], "timeout", 9)
+    with pytest.raises(redis.ResponseError, match=r"'maxmemory-clients'. - percentage argument must be less"):
+        client.config_set("maxmemory-clients", "200%", "timeout", 9)
+    with pytest.raises(redis.ResponseError, match="Unknown option"):
+        client.config_set("nonesuch", 1)
+    for i, backend in servers.items():
+        assert {**backend.config_get(), "slowlog-max-len": 0} == {**before[i], "slowlog-max-len": 0}
+        assert setting(backend) == value
+
+
+def test_clients_of_a_user_are_killed_and_nobody_else(shared_bed: Testbed, node: NodeStatus) -> None:
+    admin = shared_bed.client(node)
+    admin.acl_setuser("brief", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
+    with Line(node) as line:
+        assert line.ask("AUTH brief secret") == ["+OK"]
+        assert admin.client_kill_filter(user="brief") == 1
+        assert line.lines.read() == b""
+    with pytest.raises(redis.ResponseError, match="No such user"):
+        admin.client_kill_filter(user="nobody")
+    with pytest.raises(redis.ResponseError, match="unknown command"):
+        admin.client_kill_filter(user="default")
+    assert admin.set("k", 1) and admin.acl_deluser("brief") == 1
 
 
 # ---- when the leader goes --------------------------------------------------------------------------------------------

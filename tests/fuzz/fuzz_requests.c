@@ -237,7 +237,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct dice dice = {data[1] * 2u + 1u};
     for (int i = 0; i < 2; i++) {
         struct client c = {.story = &stories[i], .travelled = &travelled[i], .accepts = choice & 32};
-        c.context = (struct session_context){.commands = table, .version = "7.0.15", .databases = 16,
+        c.context = (struct session_context){.commands = table, .version = "7.0.15", .user = "", .databases = 16,
                                              .password_needed = choice & 1, .busy = choice & 2, .followers = 2,
                                              .block_bytes_max = choice & 4 ? 64 : 1 << 20};
         c.limits = (struct resp_limits){.bulk_bytes_max = choice & 8 ? 100 : UINT64_MAX / 2,
