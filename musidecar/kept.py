@@ -36,8 +36,8 @@ class Data:
     """What a backend held: up to `offset` of the history `replid`; `covers` is the same in the log's counting.
 
     server_replid, server_offset: the same as the server itself calls it; of one that was promoted for nothing, an RDB
-    knows no other name. run_id: of the process; one that runs still needs no look at its files. index: the last record that it covers.
-    moment: UTC, for people.
+    knows no other name. run_id: of the process; one that runs still needs no look at its files. index: the last record
+    that it covers. moment: UTC, for people.
     """
 
     replid: str
