@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from musidecar._ffi import ffi, lib
+from musidecar.claims import Claim
 from musidecar.config import Cluster, ConfigError
 from musidecar.fabrics import EngineError, Fabric
 from musidecar.mesh import incarnation_number
@@ -30,7 +31,7 @@ STAGES = {"commit": lib.STAGE_COMMIT, "backend": lib.STAGE_BACKEND, "effect": li
 COUNTERS = (
     "clients", "requests", "reads", "writes", "records", "effects", "effect_bytes", "batches", "probes", "forwarded",
     "rerun", "takeovers", "stepdowns", "closed_unknown", "turn_us_max", "free_bytes", "uncovered_commands",
-    "uncovered_bytes", "handovers", "handover_pause_us",
+    "uncovered_bytes", "handovers", "handover_pause_us", "refilled", "continued",
 )  # fmt: skip
 
 
@@ -146,6 +147,10 @@ class Engine:
     def install_rdb(self, fd: int, length: int, offset: int, number: int) -> None:
         """Hands the RDB over that the engine asked for under `number`; takes the descriptor."""
         self._check(lib.engine_install_rdb(self._e, fd, length, offset, number), "RDB")
+
+    def install_tail(self, piece: bytes, number: int) -> None:
+        """Hands the piece of the stream over that the engine asked for under `number`."""
+        self._check(lib.engine_install_tail(self._e, ffi.from_buffer(piece), len(piece), number), "changes")
 
     def rdb_failed(self, number: int) -> None:
         lib.engine_rdb_failed(self._e, number)
@@ -270,6 +275,7 @@ def engine_settings(
     feed_port: int,
     pids: Mapping[int, int],
     seed: bool,
+    claim: Claim | None,
 ) -> dict[str, Any]:
     """The fields of `struct engine_config`. ConfigError when the backend's host has no IPv4 address."""
     timing, limits = config.timing, config.limits
@@ -298,6 +304,9 @@ def engine_settings(
         "feed_port": feed_port,
         "password_needed": prepared.password_needed,
         "seed": seed,
+        "claim_replid": claim.replid.encode() if claim else b"",
+        "claim_before": claim.before.encode() if claim else b"",
+        "claim_offset": claim.offset if claim else 0,
         "pids": [pids.get(i + 1, 0) for i in range(lib.FABRIC_NODES_MAX)],
     }
 

@@ -1,4 +1,4 @@
-"""An RDB that the engine of this node wants, on its way from another node (transfer.py)."""
+"""What the engine of this node wants for its backend, on its way from another node (transfer.py)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ log = logging.getLogger("musidecar.transfer")
 
 
 class Fetching:
-    """One RDB on its way to the engine, in a thread of its own."""
+    """One RDB, or a piece of the stream behind the offset `after`, on its way to the engine, in a thread of its own."""
 
     def __init__(
-        self, own: mesh.Mesh, engine: Engine, into: Path, nodes: list[int], offset: int, term: int, number: int
+        self,
+        own: mesh.Mesh,
+        engine: Engine,
+        into: Path,
+        nodes: list[int],
+        offset: int,
+        term: int,
+        number: int,
+        after: int | None = None,
     ) -> None:
         self._mesh, self._engine, self._into = own, engine, into
-        self._nodes, self._offset, self._term, self._number = nodes, offset, term, number
+        self._nodes, self._offset, self._term, self._number, self._after = nodes, offset, term, number, after
         self.source, self.bytes = 0, 0  # so much has come, from that node
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="transfer", daemon=True)
@@ -40,10 +48,10 @@ class Fetching:
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            got = transfer.fetch(
-                self._mesh, self._nodes, self._offset, self._into, term=self._term, cancelled=self._cancelled.is_set,
-                progress=self._progress,
-            )  # fmt: skip
+            if self._after is None:
+                self._take_rdb()
+            else:
+                self._take_tail(self._after)
         except transfer.Cancelled:
             return
         except transfer.TransferFailed as error:
@@ -51,8 +59,23 @@ class Fetching:
             if not self._cancelled.is_set():
                 self._engine.rdb_failed(self._number)
             return
+        log.info("transfer: done in %.0f ms", (time.monotonic() - began) * 1000)
+
+    def _take_rdb(self) -> None:
+        got = transfer.fetch(
+            self._mesh, self._nodes, self._offset, self._into, term=self._term, cancelled=self._cancelled.is_set,
+            progress=self._progress,
+        )  # fmt: skip
         if self._cancelled.is_set():
             os.close(got.fd)
-            return
-        log.info("transfer: done in %.0f ms", (time.monotonic() - began) * 1000)
+            raise transfer.Cancelled
         self._engine.install_rdb(got.fd, got.bytes, got.offset, self._number)
+
+    def _take_tail(self, after: int) -> None:
+        got = transfer.fetch_tail(
+            self._mesh, self._nodes, after, self._offset, term=self._term, cancelled=self._cancelled.is_set,
+            progress=self._progress,
+        )  # fmt: skip
+        if self._cancelled.is_set():
+            raise transfer.Cancelled
+        self._engine.install_tail(got, self._number)

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -56,7 +57,8 @@ class Data:
 class Record:
     """generation: of the cluster's formations, 1 for the first; formation: names this one. incarnation, members:
     numbers, as CONFIG records have them. index: the last record known as committed; last: the last one in the log;
-    bytes: of log, up to index. offset, epoch: what the log says that the data is."""
+    bytes: of log, up to index. offset, epoch: what the log says that the data is. filled: the backend has held the data
+    of this formation, and nobody has done anything else to it since."""
 
     cluster: str
     node: int
@@ -72,6 +74,7 @@ class Record:
     offset: int = 0
     data: Data | None = None
     moment: str = ""
+    filled: bool = False
 
     @classmethod
     def of(cls, found: Any) -> Self:
@@ -82,8 +85,10 @@ class Record:
         record = cls(**fields, data=None if data is None else Data(**data))
         whole = (record.node, record.generation, record.incarnation, record.index, record.last, record.bytes,
                  record.offset, record.epoch)  # fmt: skip
-        if not all(isinstance(each, int) for each in whole) or not isinstance(record.clean, bool):
+        if not all(isinstance(each, int) for each in whole):
             raise ValueError("a number is none")
+        if not isinstance(record.clean, bool) or not isinstance(record.filled, bool):
+            raise ValueError("a truth is none")
         return record
 
 
@@ -130,6 +135,7 @@ class Kept:
 
     def __init__(self, home: Path, cluster: str, node: int) -> None:
         self.home, self.cluster, self.node = home, cluster, node
+        self._lock = threading.Lock()
         self.record = read(home, cluster, node)
         if self.record is None and (home / DATA).exists():  # whose it is and how old, nobody knows
             self.record = self._record(0, "", 0, {})
@@ -139,10 +145,19 @@ class Kept:
         with contextlib.suppress(FileNotFoundError):
             os.link(self.home / DATA, self.home / "dump.rdb")
 
-    def begin(self, generation: int, formation: str, incarnation: int, members: Mapping[int, int]) -> None:
+    def begin(
+        self, generation: int, formation: str, incarnation: int, members: Mapping[int, int], *, filled: bool
+    ) -> None:
         """From here on this life is part of a cluster. OSError."""
         fresh = self._record(generation, formation, incarnation, members)
-        self._write(replace(fresh, data=self.record.data if self.record is not None else None))
+        data = self.record.data if self.record is not None else None
+        self._write(replace(fresh, data=data, filled=filled))
+
+    def mark(self, *, filled: bool) -> None:
+        """Whether the backend holds this formation's data; any thread, and again and again. OSError."""
+        with self._lock:
+            if self.record is not None and not self.record.clean and self.record.filled != filled:
+                self._write(replace(self.record, filled=filled))
 
     def end(self, known: Mapping[str, Any], address: Address, *, own: bool) -> None:
         """The engine has ended in order, and `known` was its last status. own: the backend goes as well."""

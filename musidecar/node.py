@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
-import hmac
 import logging
 import os
 import select
@@ -23,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from musidecar import (
+    claims,
     council,
     fetching,
     formation,
@@ -32,6 +31,7 @@ from musidecar import (
     logs,
     membership,
     mesh,
+    places,
     recovery,
     refusals,
     reinit,
@@ -39,7 +39,7 @@ from musidecar import (
     wishes,
 )
 from musidecar._ffi import lib
-from musidecar.config import Cluster, ConfigError, Node, split_address
+from musidecar.config import Cluster, ConfigError, Node
 from musidecar.engine import Engine, Event, engine_settings, replica_config, set_members
 from musidecar.fabrics import EngineError, Fabric, make_fabric
 from musidecar.protocols.redis import commands, driver
@@ -124,6 +124,8 @@ class Sidecar:
         self._members: dict[int, str] = {}  # of the formation: id -> incarnation
         self._kept = kept.Kept(self.home, config.name, node.id)
         self._council = council.Council(council.Report(), config.seed)
+        self._former = claims.Former(None, outlived=False, restored=False)
+        self._claim: claims.Claim | None = None
         self._strange = False  # what the backend holds may be of no cluster
         self._last: dict[str, Any] | None = None  # what the engine knew when it had ended
         self._links: links.Links | None = None
@@ -168,12 +170,16 @@ class Sidecar:
         mesh.private_directory(self.config.directory)
         mesh.private_directory(self.home)
         transfer.remove_leftovers(self.home)
-        self._clients = _bind(self.node)
-        token = feed_token(self.member, self.node.id)
+        self._clients = places.bind(self.node)
+        token = places.feed_token(self.member, self.node.id)
         running = formation.running(self.member)
-        if running is None and not self.replace_data:
+        record = None if self.replace_data else self._kept.record
+        restored = running is None or claims.may_restore(record, running.generation)
+        if restored and not self.replace_data:
             self._kept.bring_back()
         self._start_backend()
+        outlived = self._server is None and driver.knows(self._address, token)
+        self._former = claims.Former(record, outlived, restored and self._server is not None)
         if running is None:
             self._council.report = council.look_back(self._kept.record, self._address, self.replace_data)
             self._strange = bool(self._council.report.doubt) and not driver.knows(self._address, token)
@@ -206,7 +212,8 @@ class Sidecar:
                 prepared = self._prepare_backend(token, rejoins=True)
             formed = self._join(found, make_fabric(self.config, self.node.id, replica))
         self._formed = formed
-        self._begin_life(formed.verdict.generation)
+        claim = self._look_for_claim(formed.verdict)
+        self._begin_life(formed.verdict.generation, claim is not None)
         set_members(replica, self.member.incarnation, self._members)
         feed = socket.create_server(("127.0.0.1", 0))
         settings = engine_settings(
@@ -218,6 +225,7 @@ class Sidecar:
             feed_port=feed.getsockname()[1],
             pids=formed.pids | {self.node.id: os.getpid()},
             seed=self.node.id == formed.verdict.seed and self.node.id in formed.incarnations,
+            claim=claim,
         )
         self._start_engine(Engine(settings, formed.fabric, table), feed, formed)
 
@@ -230,11 +238,21 @@ class Sidecar:
         log.info("the cluster runs: this node joins it as incarnation %s", self.member.incarnation)
         return formation.Formed(fabric, {}, {}, {}, {}, council.Begin(0, running.generation))
 
-    def _begin_life(self, generation: int) -> None:
+    def _founder(self) -> str:
+        """Names the formation."""
+        return self._members[min(self._members)]
+
+    def _look_for_claim(self, begun: council.Begin) -> claims.Claim | None:
+        """What the backend has kept of the data of a cluster that runs."""
+        joins = begun.seed == 0
+        self._claim = claims.look(self._former, self._address, begun.generation, self._founder()) if joins else None
+        return self._claim
+
+    def _begin_life(self, generation: int, filled: bool) -> None:
         lives = {node: mesh.incarnation_number(each) for node, each in self._members.items()}
-        founder = self._members[min(self._members)]
         try:
-            self._kept.begin(generation, founder, mesh.incarnation_number(self.member.incarnation), lives)
+            number = mesh.incarnation_number(self.member.incarnation)
+            self._kept.begin(generation, self._founder(), number, lives, filled=filled)
         except OSError as error:
             raise ConfigError([f"{self.home}: cannot write here: {error.strerror}"]) from None
 
@@ -259,13 +277,14 @@ class Sidecar:
             )
             self._address = self._server.address
         else:
-            self._address = backend_address(self.config, self.node)
+            self._address = places.backend_address(self.config, self.node)
             driver.attach(self._address)
         self._check_stopping()
 
     def _prepare_backend(self, token: str, *, rejoins: bool) -> driver.Prepared:
         """rejoins: the cluster runs, so its data replaces what a former life of this node has left in its backend."""
         ran = self._kept.record is not None  # with whose data the cluster begins is to be seen
+        own = self._former.outlived or (self._former.restored and self._former.record is not None)
         joining = rejoins or ran or self.node.id != self.config.seed
         line = f"musidecar run --config {self.config.path} --node {self.node.id} --replace-data"
         prepared = driver.prepare(
@@ -274,7 +293,8 @@ class Sidecar:
             backend_timeout_ms=self.config.timing.backend_timeout_ms,
             joining=joining,
             rejoins=rejoins,
-            replace_data=self.replace_data or (ran and not rejoins),
+            follows=rejoins and self._former.outlived,
+            replace_data=self.replace_data or (ran and not rejoins) or (rejoins and own),
             replace_line=line,
         )
         self._know_backend(prepared)
@@ -283,16 +303,20 @@ class Sidecar:
         if not self._server and prepared.changed:
             changes = ", ".join(f"{name} = {value}" for name, value in prepared.changed.items())
             log.info("backend: settings changed: %s", changes)
-        if joining and prepared.keys and (rejoins or not ran):
+        if joining and prepared.keys and not own and (rejoins or not ran):
             log.warning("backend: its %d keys will be replaced by the cluster's data", prepared.keys)
         return prepared
 
     def _prepare_again(self) -> driver.Prepared:
         """For the keeper, in its thread. BackendError while the backend is not there, or does not answer."""
+        try:
+            self._kept.mark(filled=False)  # before it can be taken for this node's again: who knows what it has loaded
+        except OSError as error:
+            raise BackendError(f"{self.home}: cannot write here: {error.strerror}") from None
         driver.attach(self._address, keeper.ANSWER_S)
         return driver.prepare(
             self._address,
-            token=feed_token(self.member, self.node.id),
+            token=places.feed_token(self.member, self.node.id),
             backend_timeout_ms=self.config.timing.backend_timeout_ms,
             joining=True,
             follows=True,
@@ -314,7 +338,7 @@ class Sidecar:
         try:
             self._clients.listen(CLIENTS_WAITING)
         except OSError as error:
-            raise EngineError(_in_use(self.node, error)) from None
+            raise EngineError(places.in_use(self.node, error)) from None
         engine.listen(self._clients)
         engine.listen_feed(feed)
         while formed.links:
@@ -464,11 +488,16 @@ class Sidecar:
             log.info("this node %s (term %d)", role, event.b)
         elif event.kind == lib.ENGINE_SERVING:
             log.info("clients are %s", "served" if event.a else "not served")
+            if event.a:
+                with contextlib.suppress(OSError):  # then it is filled again next time
+                    self._kept.mark(filled=True)
         elif event.kind == lib.ENGINE_LINK_LOST:
             if self._links is not None:
                 self._links.link_lost(event.a + 1)
         elif event.kind == lib.ENGINE_WANT_RDB:
-            self._want_rdb(event.a, event.b)
+            self._want_data(event.a, event.b, None)
+        elif event.kind == lib.ENGINE_WANT_TAIL and self._claim is not None:
+            self._want_data(event.a, event.b, self._claim.offset)
         elif event.kind == lib.ENGINE_REFUSES:
             self._refusals.refuses()
         elif event.kind == lib.ENGINE_BACKEND_LOST:
@@ -479,16 +508,17 @@ class Sidecar:
             self.failed = self.stopping = True
             log.error("%s", event.text)
 
-    # ---- an RDB for the engine ----
+    # ---- data for the backend ----
 
-    def _want_rdb(self, offset: int, number: int) -> None:
+    def _want_data(self, offset: int, number: int, after: int | None) -> None:
+        """An RDB at that offset or beyond; or the changes behind `after`, up to there."""
         assert self._engine is not None
         if self._fetching is not None:
             self._fetching.cancel()
         leader, term = self._engine.leader_and_term()
         others = [node for node in self.member.nodes if node != self.node.id]
         others.sort(key=lambda node: node == leader)  # the leader last: a transfer costs the giver a fork
-        self._fetching = fetching.Fetching(self._mesh, self._engine, self.home, others, offset, term, number)
+        self._fetching = fetching.Fetching(self._mesh, self._engine, self.home, others, offset, term, number, after)
 
     def _objection(self, term: int) -> str | None:
         with self._engine_lock:
@@ -597,36 +627,3 @@ class Sidecar:
             self._kept.end(known, self._address, own=self._server is not None)
         except OSError as error:
             log.error("%s: what this node had cannot be written down: %s", self.home, error.strerror)
-
-
-def feed_token(member: mesh.Member, node: int) -> str:
-    """What a node's backend shows when it asks for its feed: the same in every life of the node, and nobody else's."""
-    words = f"musidecar feed\0{member.cluster}\0{node}".encode()
-    return hmac.new(member.secret, words, hashlib.sha256).hexdigest()
-
-
-def backend_address(config: Cluster, node: Node) -> Address:
-    """Where a node's backend listens and how to log in. ConfigError when its password cannot be read."""
-    backend = node.backend
-    user, password = backend.user or "", backend.password() or ""
-    if backend.socket is not None:
-        return Address(path=str(backend.socket), user=user, password=password)
-    host, port = split_address(backend.address)
-    return Address(host=host, port=port, user=user, password=password)
-
-
-def _bind(node: Node) -> socket.socket:
-    """The clients' socket, bound, not listening yet. ConfigError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in node.client_host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((node.client_host, node.client_port))
-    except OSError as error:
-        sock.close()
-        raise ConfigError([_in_use(node, error)]) from None
-    return sock
-
-
-def _in_use(node: Node, error: OSError) -> str:
-    return f"cannot listen for clients on {node.client}: {error.strerror or error}"

@@ -1,9 +1,10 @@
-"""An RDB from one node to another: what a backend is filled with that the log alone cannot bring up.
+"""An RDB from one node to another: what a backend is filled with that the log alone cannot bring up. Or, for one that
+has most of it, the piece of the stream of changes that it lacks.
 
 The asking node makes an authenticated connection of its own for each transfer and names the replication offset it
 needs and the term it is in: a leader that was deposed and has not noticed yet must not give its data away. The serving
-node takes an RDB from its own Redis and passes it on in pieces as they come; length and SHA-256 close it. Nothing is
-held in memory, and the file on the asking side has no name from the moment it is open.
+node takes an RDB, or the piece, from its own Redis and passes it on in parts as they come; length and SHA-256 close it.
+Of an RDB nothing is held in memory, and the file on the asking side has no name from the moment it is open.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from musidecar.mesh import Connection, Mesh, MeshError, Unreachable
+from musidecar.protocols.redis import backlog
 from musidecar.protocols.redis.admin import Address, BackendError
+from musidecar.protocols.redis.backlog import Piece
 from musidecar.protocols.redis.rdb import Capture, capture
 
 SERVE_MAX = 2  # transfers at a time: each of them makes the backend fork
@@ -78,34 +81,60 @@ def fetch(
     once). TransferFailed when no node gives one, each with its reason; Cancelled when `cancelled` says so, which is
     asked for every piece.
     """
+    wanted = _Wanted(term, cancelled, progress, silence_s)
+    return _from_first(nodes, cancelled, lambda node: _fetch_from(mesh, node, at_least_offset, into, wanted))
+
+
+def fetch_tail(
+    mesh: Mesh,
+    nodes: Sequence[int],
+    after: int,
+    until: int,
+    *,
+    term: int = 0,
+    cancelled: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int], None] = lambda node, count: None,
+    silence_s: float = SILENCE_S,
+) -> bytes:
+    """The bytes of the stream behind offset `after`, up to `until`, from the first of `nodes` that still has them all.
+
+    The rest as with fetch().
+    """
+    wanted = _Wanted(term, cancelled, progress, silence_s)
+    return _from_first(nodes, cancelled, lambda node: _tail_from(mesh, node, after, until, wanted))
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    term: int
+    cancelled: Callable[[], bool]
+    progress: Callable[[int, int], None]
+    silence_s: float
+
+
+def _from_first(nodes: Sequence[int], cancelled: Callable[[], bool], take: Callable[[int], T]) -> T:
     reasons = []
     for node in nodes:
         if cancelled():
             raise Cancelled
         try:
-            return _fetch_from(mesh, node, at_least_offset, term, into, cancelled, progress, silence_s)
+            return take(node)
         except (_Skip, MeshError) as error:
             reasons.append(f"node {node}: {error}")
             log.info("transfer: not from node %d: %s", node, error)
         except OSError as error:
-            reasons.append(f"node {node}: cannot write to {into}: {error.strerror}")
-            log.warning("transfer: cannot write to %s: %s", into, error.strerror)
+            reasons.append(f"node {node}: cannot write what it gives: {error.strerror}")
+            log.warning("transfer: cannot write what node %d gives: %s", node, error.strerror)
     raise TransferFailed("; ".join(reasons) or "no other node is there")
 
 
-def _fetch_from(
-    mesh: Mesh,
-    node: int,
-    at_least: int,
-    term: int,
-    into: Path,
-    cancelled: Callable[[], bool],
-    progress: Callable[[int, int], None],
-    silence_s: float,
-) -> Fetched:
+def _fetch_from(mesh: Mesh, node: int, at_least: int, into: Path, wanted: _Wanted) -> Fetched:
     with mesh.dial(node, "transfer") as connection:
-        connection.send({"at_least": at_least, "term": term})
-        answer = connection.recv(silence_s)
+        connection.send({"at_least": at_least, "term": wanted.term})
+        answer = connection.recv(wanted.silence_s)
         if "not_ready" in answer:
             raise _Skip(str(answer["not_ready"])[:300])
         offset, replid = answer.get("offset"), answer.get("replid")
@@ -114,7 +143,7 @@ def _fetch_from(
         log.info("transfer: taking the data from node %d at offset %d", node, offset)
         fd = _nameless(into)
         try:
-            length = _receive(connection, fd, node, cancelled, progress, silence_s)
+            length = _receive(connection, lambda piece: _write(fd, piece), node, wanted)
             os.lseek(fd, 0, os.SEEK_SET)
         except BaseException:
             os.close(fd)
@@ -123,31 +152,50 @@ def _fetch_from(
     return Fetched(fd, length, offset, replid, node)
 
 
+def _tail_from(mesh: Mesh, node: int, after: int, until: int, wanted: _Wanted) -> bytes:
+    with mesh.dial(node, "transfer") as connection:
+        connection.send({"at_least": until, "term": wanted.term, "after": after})
+        answer = connection.recv(wanted.silence_s)
+        if "not_ready" in answer:
+            raise _Skip(str(answer["not_ready"])[:300])
+        if (answer.get("after"), answer.get("offset")) != (after, until):
+            raise _Skip("it gives other changes than were asked for")
+        came = bytearray()
+
+        def keep(piece: bytes) -> None:
+            if len(came) + len(piece) > until - after:
+                raise _Skip("it gives more than was asked for")
+            came.extend(piece)
+
+        length = _receive(connection, keep, node, wanted)
+        if length != until - after:
+            raise _Skip("it gives less than was asked for")
+    log.info("transfer: %s of changes from node %d are here", size(length), node)
+    return bytes(came)
+
+
+def _write(fd: int, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def _nameless(folder: Path) -> int:
     fd, name = tempfile.mkstemp(".rdb", "transfer-", folder)
     os.unlink(name)
     return fd
 
 
-def _receive(
-    connection: Connection,
-    fd: int,
-    node: int,
-    cancelled: Callable[[], bool],
-    progress: Callable[[int, int], None],
-    silence_s: float,
-) -> int:
+def _receive(connection: Connection, keep: Callable[[bytes], None], node: int, wanted: _Wanted) -> int:
     digest, length = hashlib.sha256(), 0
     say_at = time.monotonic() + PROGRESS_S
-    while isinstance(piece := connection.recv_any(silence_s), bytes):
-        if cancelled():
+    while isinstance(piece := connection.recv_any(wanted.silence_s), bytes):
+        if wanted.cancelled():
             raise Cancelled
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(fd, view) :]
+        keep(piece)
         digest.update(piece)
         length += len(piece)
-        progress(node, length)
+        wanted.progress(node, length)
         if time.monotonic() >= say_at:
             say_at = time.monotonic() + PROGRESS_S
             log.info("transfer: %s from node %d so far", size(length), node)
@@ -172,7 +220,8 @@ def size(count: int) -> str:
 
 
 class Source:
-    """Serves RDBs of this node's own backend to other nodes; a handler for the mesh's role `transfer`.
+    """Serves RDBs of this node's own backend, and pieces of its stream, to other nodes: a handler for the mesh's role
+    `transfer`.
 
     objection: why this backend's data must not be given away now to a node in that term (dirty, being filled, of an
     earlier term), or None. Asked before a transfer begins and again before it is declared whole, so data that turned
@@ -191,34 +240,43 @@ class Source:
         """One transfer, in the calling thread. Unreachable when the other node goes away."""
         with connection:
             question = connection.recv(SILENCE_S)
-            at_least, term = question.get("at_least"), question.get("term")
+            at_least, term, after = question.get("at_least"), question.get("term"), question.get("after")
             if not isinstance(at_least, int) or not isinstance(term, int):
                 raise Unreachable("it names no offset or no term")
+            if after is not None and (not isinstance(after, int) or not 0 <= after < at_least):
+                raise Unreachable("it names no piece of the stream")
             if not self._free.acquire(blocking=False):
                 connection.send({"not_ready": f"{SERVE_MAX} transfers are under way already"})
                 return
             try:
-                self._serve(connection, at_least, term)
+                self._serve(connection, at_least, term, after)
             finally:
                 self._free.release()
 
-    def _serve(self, connection: Connection, at_least: int, term: int) -> None:
+    def _serve(self, connection: Connection, at_least: int, term: int, after: int | None) -> None:
         node = connection.peer.node
         try:
             if (objection := self.objection(term)) is not None:
                 raise BackendError(objection)
-            taken = capture(self.address, at_least, wait_s=BACKEND_WAIT_S)
-        except BackendError as error:
+            taken: Capture | Piece
+            if after is None:
+                taken = capture(self.address, at_least, wait_s=BACKEND_WAIT_S)
+                offset, answer = taken.offset, {"offset": taken.offset, "replid": taken.replid}
+            else:
+                taken = backlog.take(self.address, after, at_least, wait_s=BACKEND_WAIT_S)
+                offset, answer = at_least, {"offset": at_least, "after": after}
+        except (BackendError, KeyError, ValueError) as error:
             connection.send({"not_ready": str(error)})
             return
         try:
-            connection.send({"offset": taken.offset, "replid": taken.replid})
+            connection.send(answer)
             connection.send(self._pass_on(connection, taken, term))
         finally:
             taken.close()
-        log.info("transfer: gave the data at offset %d to node %d", taken.offset, node)
+        what = "data at" if after is None else f"changes from offset {after} to"
+        log.info("transfer: gave the %s offset %d to node %d", what, offset, node)
 
-    def _pass_on(self, connection: Connection, taken: Capture, term: int) -> dict[str, Any]:
+    def _pass_on(self, connection: Connection, taken: Capture | Piece, term: int) -> dict[str, Any]:
         digest, length = hashlib.sha256(), 0
         due = time.monotonic()  # for the next piece
         try:

@@ -282,6 +282,15 @@ static void apply_noop(struct engine *e) { /* voids unfinished pieces of earlier
     feed_void(e);
 }
 
+/* What a backend may have kept is of one of these histories (claim.c). */
+static void epoch_note(struct log_state *log, const struct epoch_record *epoch) {
+    if (log->epochs_kept == EPOCHS_KEPT)
+        memmove(log->epochs, log->epochs + 1, sizeof log->epochs[0] * --log->epochs_kept);
+    struct epoch_mark *mark = &log->epochs[log->epochs_kept++];
+    *mark = (struct epoch_mark){.start = epoch->start, .leader = epoch->leader};
+    memcpy(mark->replid, epoch->replid, REPLID_BYTES);
+}
+
 static void apply_epoch(struct engine *e, const uint8_t *bytes, size_t length) {
     struct epoch_record epoch;
     CHECK(length == sizeof epoch);
@@ -293,6 +302,7 @@ static void apply_epoch(struct engine *e, const uint8_t *bytes, size_t length) {
     log->epoch_start = log->effect_offset = epoch.start;
     memcpy(log->replid, epoch.replid, REPLID_BYTES);
     log->replid[REPLID_BYTES] = 0;
+    epoch_note(log, &epoch);
     feed_epoch(e, epoch.start);
 }
 
@@ -378,7 +388,7 @@ void apply_committed(struct engine *e) {
 struct saved { /* what log_state_save() writes in front */
     uint64_t epoch, epoch_start, effect_offset, effect_index;
     char replid[REPLID_BYTES];
-    uint64_t uncovered_items, script_bytes, paused, origin_bytes, setting_bytes;
+    uint64_t uncovered_items, script_bytes, paused, origin_bytes, setting_bytes, epochs_kept;
 };
 struct saved_command { uint64_t index; uint32_t length, tried; };
 
@@ -390,10 +400,11 @@ void log_state_save(const struct log_state *log, struct buffer *out) {
     struct saved s = {.epoch = log->epoch, .epoch_start = log->epoch_start, .effect_offset = log->effect_offset,
                       .effect_index = log->effect_index, .uncovered_items = queue_length(&log->uncovered),
                       .script_bytes = buffer_length(&log->scripts), .paused = log->paused,
-                      .setting_bytes = buffer_length(&log->settings)};
+                      .setting_bytes = buffer_length(&log->settings), .epochs_kept = log->epochs_kept};
     memcpy(s.replid, log->replid, REPLID_BYTES);
     size_t at = buffer_length(out);
     buffer_append(out, &s, sizeof s);
+    buffer_append(out, log->epochs, sizeof log->epochs[0] * log->epochs_kept);
     const uint8_t *shared = buffer_bytes(&log->uncovered_bytes);
     for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
         const struct uncovered *u = queue_at(&log->uncovered, i);
@@ -417,6 +428,16 @@ static const uint8_t *take(struct reader *r, size_t length) {
     r->bytes += length;
     r->left -= length;
     return at;
+}
+
+static void load_epochs(struct log_state *log, struct reader *r, uint64_t count) {
+    const uint8_t *bytes = count <= EPOCHS_KEPT ? take(r, (size_t)count * sizeof log->epochs[0]) : NULL;
+    if (bytes == NULL) {
+        r->failed = true;
+        return;
+    }
+    memcpy(log->epochs, bytes, (size_t)count * sizeof log->epochs[0]);
+    log->epochs_kept = (uint32_t)count;
 }
 
 static void load_commands(struct log_state *log, struct reader *r, uint64_t items) {
@@ -468,6 +489,7 @@ bool log_state_load(struct log_state *log, const uint8_t *bytes, size_t length) 
     log->effect_index = s.effect_index;
     log->paused = s.paused != 0;
     memcpy(log->replid, s.replid, REPLID_BYTES);
+    load_epochs(log, &r, s.epochs_kept);
     load_commands(log, &r, s.uncovered_items);
     load_list(log, &r, s.script_bytes, script_add);
     load_list(log, &r, s.setting_bytes, setting_add);

@@ -93,6 +93,13 @@ int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset
     return control_push(e, (struct control){.kind = CONTROL_RDB, .fd = fd, .bytes = bytes, .offset = offset, .number = number});
 }
 
+int engine_install_tail(struct engine *e, const void *bytes, uint64_t length, uint64_t number) {
+    uint8_t *tail = malloc(length > 0 ? length : 1);
+    CHECK(tail != NULL);
+    memcpy(tail, bytes, length);
+    return control_push(e, (struct control){.kind = CONTROL_TAIL, .fd = -1, .bytes = length, .number = number, .tail = tail});
+}
+
 int engine_rdb_failed(struct engine *e, uint64_t number) {
     return control_push(e, (struct control){.kind = CONTROL_RDB_FAILED, .fd = -1, .number = number});
 }
@@ -168,7 +175,10 @@ void controls_handle(struct engine *e) {
             case CONTROL_LINK: link_add(e, control.peer, control.fd); break;
             case CONTROL_PEER: control_peer(e, &control); break;
             case CONTROL_RDB: feed_rdb(e, &control); break;
-            case CONTROL_RDB_FAILED: feed_rdb_failed(e, control.number); break;
+            case CONTROL_TAIL: claim_tail(e, &control); break;
+            case CONTROL_RDB_FAILED:
+                if (!claim_failed(e, control.number)) feed_rdb_failed(e, control.number);
+                break;
             case CONTROL_BACKEND_READY: e->admin.left_alone = false; break;
             case CONTROL_REMOVE: member_remove(e, control.peer); break;
             case CONTROL_PAUSE: pause_want(e, control.number != 0); break;

@@ -199,7 +199,7 @@ static void tick(struct engine *e, uint64_t interval_us) {
     stream_tick(e);
     if (e->backend == BACKEND_DIRTY && e->takeover == TAKE_IDLE && replica_damage(e->replica) == REPLICA_SOUND &&
         link_leader(e) != REPLICA_NOBODY)
-        feed_want_rdb(e);
+        if (!claim_step(e)) feed_want_rdb(e);
     uint32_t confirmed = (uint32_t)__builtin_popcount(replica_confirmed(e->replica));
     e->context.followers = engine_leads(e) ? (confirmed > 0 ? confirmed - 1 : 0) : member_count(e) / 2;
     forward_watch(e);
@@ -359,6 +359,7 @@ struct engine *engine_new(const struct engine_config *config, struct fabric *fab
     e->scratch = malloc(SCRATCH_BYTES);
     CHECK(e->clients != NULL && e->free_slots != NULL && e->scratch != NULL);
     log_state_init(&e->log);
+    claim_init(e);
     e->context = (struct session_context){.commands = commands,
                                           .user = e->config.backend_user,
                                           .version = e->config.backend_version,

@@ -31,6 +31,10 @@ struct engine_config {
     char feed_token[65];                   /* the backend presents it (masterauth) when it asks for its feed */
     uint32_t feed_port;                    /* loopback TCP port of engine_listen_feed()'s socket */
     uint32_t password_needed;              /* the backend's default user has a password: clients must AUTH */
+    /* The backend holds claim_offset bytes of either of these histories, from before this life, and goes by the first; "" =
+     * nothing is known. It is taken up there if the log vouches for it, or else filled. */
+    char claim_replid[41], claim_before[41];
+    uint64_t claim_offset;
     uint32_t seed;                         /* 1: this node's backend holds the data the cluster starts with */
     int32_t pids[FABRIC_NODES_MAX];        /* the nodes' processes, for "is it stopped?" on one host; 0 = not here */
 };
@@ -65,14 +69,18 @@ enum engine_event_kind {
     ENGINE_HANDOVER = 7,     /* what came of engine_hand_over() number b. level: the successor; a: microseconds in which nothing
                                 was acknowledged; text: why this node leads on, or "" */
     ENGINE_BACKEND_LOST = 8, /* it is gone, or does not answer: see to it, then engine_backend_ready() */
-    ENGINE_REFUSES = 9       /* for backend_timeout_us the leader's backend has refused writes for want of memory or disk: another
+    ENGINE_REFUSES = 9,      /* for backend_timeout_us the leader's backend has refused writes for want of memory or disk: another
                                 node should lead; told again when that much time has gone by once more */
+    ENGINE_WANT_TAIL = 10    /* fetch what the stream of effects has between claim_offset and a from another node and give it to
+                                engine_install_tail() with number b, or say engine_rdb_failed() */
 };
 struct engine_event { uint32_t kind; uint32_t level; uint64_t a, b; char text[232]; };
 int engine_event_fd(const struct engine *e); /* readable when events wait */
 bool engine_next_event(struct engine *e, struct engine_event *out);
 /* Any thread. fd: an RDB file, read from its start (taken over); number: of the request it answers. */
 int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset, uint64_t number);
+/* Any thread. A piece of the stream (copied). */
+int engine_install_tail(struct engine *e, const void *bytes, uint64_t length, uint64_t number);
 /* Any thread: the fetch asked for with this number failed; the engine asks again after a pause. */
 int engine_rdb_failed(struct engine *e, uint64_t number);
 
@@ -103,6 +111,7 @@ struct engine_status {
     struct replica_takeover takeover;
     uint32_t paused; /* automatic fail-over, as the log has it */
     uint32_t heir; /* to whom this node is handing over; REPLICA_NOBODY: to nobody */
+    uint64_t refilled, continued; /* so often the backend was given an RDB; went on from where it was before this life */
     uint64_t handovers, handover_pause_us; /* done by this node; without acknowledgements in the last one */
     uint64_t takeover_fed_us, takeover_promoted_us, takeover_attached_us, takeover_served_us;
     /* What the log says that the data is: up to effect_offset of the history `replid`; the own backend, while it follows, goes

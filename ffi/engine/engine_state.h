@@ -10,7 +10,7 @@
  *   origin.c    what became of them, by the log                   pause.c     automatic fail-over paused and resumed
  *   handover.c  leadership handed over by plan                    own.c       clients with a connection of their own
  *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
- *   engine.c    the object and its loop
+ *   claim.c     what the backend holds from before this life      engine.c    the object and its loop
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -22,6 +22,7 @@
 #include <time.h>
 
 #include "buffer.h"
+#include "engine/claim.h"
 #include "engine/engine.h"
 #include "engine/frame.h"
 #include "engine/histogram.h"
@@ -197,6 +198,7 @@ struct feed {
     uint64_t want_number, want_again_us;
     bool want_pending;
     uint64_t flush_us;         /* when what is collected must go */
+    uint64_t held_psync;       /* it asked to go on from there, and is answered once the next leader's EPOCH names what follows */
     bool goes_on;              /* the backend led until base_offset, and may go on from exactly there */
     bool stays;                /* the backend was lost while it was fed; what it lacks is here, if it is this feed's replica still */
 };
@@ -244,8 +246,17 @@ struct uncovered { /* a COMMAND record whose effect is in no committed EFFECT */
 struct assembly { bool open; struct buffer bytes; }; /* pieces of a COMMAND so far */
 struct effect_assembly { bool open; struct effect_head head; uint64_t received; struct buffer replies; }; /* the stream's bytes are the feed's */
 
+#define EPOCHS_KEPT 64u
+struct epoch_mark { /* from `start` on, to the next one's, the effects are the history `replid` of this leader's backend */
+    uint64_t start;
+    uint32_t leader, pad;
+    char replid[REPLID_BYTES];
+};
+
 struct log_state { /* what the committed log says; the same on every replica at the same index */
     uint64_t epoch;             /* 0: no data yet */
+    struct epoch_mark epochs[EPOCHS_KEPT]; /* the last ones, in order */
+    uint32_t epochs_kept;
     uint64_t epoch_start;
     char replid[REPLID_BYTES + 1];
     uint64_t effect_offset;     /* end of the last EFFECT */
@@ -319,10 +330,10 @@ struct big { /* a request larger than one record, on its way into the log; nothi
 };
 
 struct listener { struct source source; struct listener *next; };
-enum control_kind { CONTROL_LISTEN, CONTROL_LISTEN_FEED, CONTROL_LINK, CONTROL_RDB, CONTROL_RDB_FAILED, CONTROL_PEER,
+enum control_kind { CONTROL_LISTEN, CONTROL_LISTEN_FEED, CONTROL_LINK, CONTROL_RDB, CONTROL_TAIL, CONTROL_RDB_FAILED, CONTROL_PEER,
                     CONTROL_HAND_OVER, CONTROL_PAUSE, CONTROL_BACKEND_READY,
                     CONTROL_REMOVE };
-struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number; };
+struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number; uint8_t *tail; };
 
 struct engine {
     struct engine_config config;
@@ -353,6 +364,7 @@ struct engine {
     struct stream stream;
     struct cut cut;
     struct feed feed;
+    struct claim claim;
     struct admin admin;
     struct log_state log;
     struct big big;
@@ -521,7 +533,11 @@ void feed_want_rdb(struct engine *e);
 void feed_rdb(struct engine *e, const struct control *c);
 void feed_rdb_failed(struct engine *e, uint64_t number);
 void feed_disconnect(struct engine *e);
+void feed_collect_from(struct engine *e, uint64_t offset);
 void feed_go_on(struct engine *e, uint64_t offset, const char *replid); /* a backend that led, and did nothing beyond the log */
+/* A backend that goes by `replid` and holds what the log says up to `offset`; `tail`, from malloc() and taken over, is what
+ * follows up to where collecting began. False: there is no room for it. */
+bool feed_go_on_with(struct engine *e, uint64_t offset, const char *replid, uint8_t *tail, size_t length);
 
 /* admin.c */
 void admin_tick(struct engine *e);

@@ -23,7 +23,7 @@
 #define FINISH_POLL_MS 10
 #define HANDSHAKE_BYTES_MAX (64u << 10)
 
-static void feed_collect_from(struct engine *e, uint64_t offset) {
+void feed_collect_from(struct engine *e, uint64_t offset) {
     struct feed *f = &e->feed;
     buffer_clear(&f->backlog);
     buffer_trim(&f->backlog, 4u << 20);
@@ -38,6 +38,7 @@ void feed_disconnect(struct engine *e) {
     buffer_clear(&f->in);
     resp_request_reset(&f->request);
     f->authenticated = f->streaming = f->rdb_head_sent = false;
+    f->held_psync = 0;
     f->rdb_sent = 0;
     engine_update_eligible(e);
 }
@@ -101,6 +102,26 @@ void feed_go_on(struct engine *e, uint64_t offset, const char *replid) {
     feed_follow(e);
 }
 
+bool feed_go_on_with(struct engine *e, uint64_t offset, const char *replid, uint8_t *tail, size_t length) {
+    struct feed *f = &e->feed;
+    size_t collected = buffer_length(&f->backlog);
+    CHECK(f->active && offset + length == f->base_offset);
+    struct buffer joined = {.data = tail, .end = length, .capacity = length};
+    if (length + collected > e->config.feed_bytes_max) {
+        free(tail);
+        return false;
+    }
+    buffer_append(&joined, buffer_bytes(&f->backlog), collected);
+    buffer_free(&f->backlog);
+    f->backlog = joined;
+    f->base_offset = f->sent_offset = f->acked_offset = offset;
+    memcpy(f->told_replid, replid, sizeof f->told_replid);
+    f->goes_on = true;
+    backend_set(e, BACKEND_SYNCING);
+    feed_follow(e);
+    return true;
+}
+
 /* A snapshot at an offset that the log has not committed through is inert (R17): it waits, or is thrown away. */
 static void feed_install(struct engine *e) {
     struct feed *f = &e->feed;
@@ -127,6 +148,20 @@ void feed_rdb(struct engine *e, const struct control *c) {
     feed_install(e);
 }
 
+/* From `next` on, by the name that the log has for it now. */
+static void feed_continue(struct engine *e, uint64_t next) {
+    struct feed *f = &e->feed;
+    char line[80];
+    snprintf(line, sizeof line, "+CONTINUE %s\r\n", e->log.replid);
+    memcpy(f->told_replid, e->log.replid, sizeof f->told_replid);
+    buffer_text(&f->socket.out, line);
+    f->goes_on = false;
+    f->held_psync = 0;
+    f->sent_offset = next - 1;
+    f->streaming = true;
+    engine_update_eligible(e);
+}
+
 void feed_epoch(struct engine *e, uint64_t start) {
     struct feed *f = &e->feed;
     if (e->takeover != TAKE_IDLE) return;
@@ -134,6 +169,10 @@ void feed_epoch(struct engine *e, uint64_t start) {
     if (f->rdb_fd >= 0 && f->rdb_offset > start && !f->rdb_asked) { /* of a history that did not become the log's */
         feed_drop_rdb(e);
         f->want_again_us = e->now_us;
+    }
+    if (f->held_psync > 0) {
+        feed_continue(e, f->held_psync);
+        f->flush_us = e->now_us;
     }
     feed_install(e);
 }
@@ -183,6 +222,7 @@ static bool feed_send_rdb(struct engine *e) {
         buffer_append(&f->socket.out, head, (size_t)n);
         memcpy(f->told_replid, e->log.replid, sizeof f->told_replid);
         f->rdb_head_sent = true;
+        e->counters.refilled++;
     }
     size_t written;
     if (!socket_flush(e, &f->socket, buffer_length(&f->socket.out), &written)) return feed_broken(e, "it closed"), false;
@@ -246,6 +286,13 @@ static bool token_right(const struct engine *e, const uint8_t *password, size_t 
     return difference == 0;
 }
 
+/* A history that its own backend made goes on under the next leader's name only: under its own, what the backend did by
+ * itself and what it was given would look the same (claim.c). */
+static bool name_is_own(const struct engine *e) {
+    const struct log_state *log = &e->log;
+    return log->epochs_kept > 0 && log->epochs[log->epochs_kept - 1].leader == e->self;
+}
+
 static bool feed_psync(struct engine *e, const struct replica_ask *asked, const uint8_t *bytes) {
     struct feed *f = &e->feed;
     if (e->takeover != TAKE_IDLE) return false;
@@ -260,18 +307,17 @@ static bool feed_psync(struct engine *e, const struct replica_ask *asked, const 
     bool follows = e->backend == BACKEND_FED || f->stays;
     bool vouched = follows && f->active && next > f->base_offset && next <= f->end_offset + 1 && told;
     if (f->goes_on) vouched = f->active && told && next == f->base_offset + 1;
+    if (f->goes_on && vouched && name_is_own(e)) {
+        f->held_psync = next;
+        return true;
+    }
     f->goes_on = false;
+    if (e->claim.taken) claim_settled(e, vouched);
     if (!vouched) { /* its history is not the log's: only a snapshot helps */
         if (e->backend >= BACKEND_SYNCING) backend_set(e, BACKEND_DIRTY);
         return false;
     }
-    char line[80];
-    snprintf(line, sizeof line, "+CONTINUE %s\r\n", e->log.replid);
-    memcpy(f->told_replid, e->log.replid, sizeof f->told_replid);
-    buffer_text(&f->socket.out, line);
-    f->sent_offset = next - 1;
-    f->streaming = true;
-    engine_update_eligible(e);
+    feed_continue(e, next);
     return true;
 }
 

@@ -34,8 +34,8 @@ struct origin_record { /* a forwarded write that runs on a connection of its cli
 struct pause_record { /* automatic fail-over is paused, or not any more */
     uint32_t kind, paused;
 };
-struct epoch_record { /* EPOCH: from `start` on the effects are those of `replid` */
-    uint32_t kind, pad;
+struct epoch_record { /* EPOCH: from `start` on the effects are those of `replid`, the history of that leader's backend */
+    uint32_t kind, leader;
     uint64_t epoch, start;
     char replid[REPLID_BYTES];
 };

@@ -52,6 +52,7 @@ void backend_lost(struct engine *e, const char *what) {
     }
     e->feed.stays = e->backend == BACKEND_FED || e->feed.stays; /* one that merely hung goes on where it was */
     if (!e->feed.stays) feed_stop(e);
+    claim_lost(e);
     admin_close(e);
     backend_set(e, BACKEND_DOWN);
     e->admin.left_alone = true;
@@ -122,7 +123,7 @@ void takeover_promoted(struct engine *e) {
 void takeover_attached(struct engine *e, bool continued) {
     if (e->takeover != TAKE_ATTACH) return;
     e->counters.takeover_attached_us = clock_ns() / 1000;
-    struct epoch_record epoch = {.kind = ADMIN_RECORD_EPOCH, .epoch = e->log.epoch + 1,
+    struct epoch_record epoch = {.kind = ADMIN_RECORD_EPOCH, .leader = e->self, .epoch = e->log.epoch + 1,
                                  .start = continued ? e->log.effect_offset : e->stream.cut_offset};
     memcpy(epoch.replid, e->stream.psync.replid, REPLID_BYTES);
     int64_t index = replica_propose(e->replica, RECORD_ADMIN, 0, NO_ORIGIN, &epoch, sizeof epoch);

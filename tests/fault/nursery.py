@@ -104,11 +104,15 @@ class Cradle(Testbed):
         assert self._local is not None
         return self._local.config
 
+    def configure(self) -> None:
+        """Writes the configuration."""
+        self._local = Local(self.dir, nodes=self.count, port=self.port, settings=self.settings)
+
     def launch(self) -> None:
         """Forks all nodes."""
-        self._local = Local(self.dir, nodes=self.count, port=self.port, settings=self.settings)
-        for node in self._local.config.nodes:
-            self.pids[node.id] = self.nursery.start_node(self._local.config_file, node.id, self._local.log(node.id))
+        self.configure()
+        for node in self.config.nodes:
+            self.revive(node.id)
 
     def revive(self, node: int) -> None:
         """Forks a node that has died again: another life of it."""

@@ -19,10 +19,10 @@ import pytest
 
 from musidecar import transfer
 from musidecar.mesh import Connection, Member, Mesh
-from musidecar.protocols.redis import driver
-from musidecar.protocols.redis.admin import Address
+from musidecar.protocols.redis import backlog, driver
+from musidecar.protocols.redis.admin import Address, encode
 from musidecar.protocols.redis.admin import Connection as Redis
-from musidecar.transfer import Cancelled, Source, TransferFailed, fetch
+from musidecar.transfer import Cancelled, Source, TransferFailed, fetch, fetch_tail
 
 SECRET = bytes(range(32))
 TOKEN = "t" * 64
@@ -104,6 +104,76 @@ def test_the_data_arrives_whole(home: Path, server: driver.Server, node: Callabl
             assert call(loaded.address, *words) == call(server.address, *words)
     finally:
         loaded.stop()
+
+
+def stream(address: Address, offset: int) -> bytes:
+    """What it sends to a replica that is at this offset, up to now."""
+    with Redis(address) as connection:
+        replid = connection.info("replication")["master_replid"]
+        length = connection.offset() - offset
+        piece = backlog.Piece(length, connection.sock.dup())
+        connection.sock.sendall(encode("PSYNC", replid, offset + 1))
+        try:
+            assert piece.line().startswith(b"+CONTINUE")
+            return b"".join(piece.chunks())
+        finally:
+            piece.close()
+
+
+def test_a_piece_of_the_stream_arrives_whole(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
+    node(1, Source(server.address, lambda _: None).serve)
+    two = node(2)
+    os.close(fetch(two, [1], 0, home).fd)  # its backlog begins with the first replica
+    with Redis(server.address) as connection:
+        connection.call("SET", "a", 1)
+        offset = connection.offset()
+        fill(server.address, 500)
+        now = connection.offset()
+        whole = stream(server.address, offset)
+        assert len(whole) == now - offset and b"key:499" in whole
+        assert fetch_tail(two, [1], offset, now) == whole
+        assert fetch_tail(two, [1], offset + 7, now - 7) == whole[7:-7]
+        assert fetch_tail(two, [3, 1], now - 1, now) == whole[-1:]
+        connection.call("CONFIG", "SET", "repl-backlog-size", 1 << 14)
+        with pytest.raises(TransferFailed, match="keeps the changes from offset"):
+            fetch_tail(two, [1], offset, now)
+        assert fetch_tail(two, [1], now - 1000, now) == whole[-1000:]
+
+
+def test_rule_17_a_piece_of_what_turns_dirty_under_way_is_not_handed_over(
+    home: Path, server: driver.Server, node: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "BACKEND_WAIT_S", 0.1)
+    answers: list[str | None] = []
+    node(1, Source(server.address, lambda _: answers.pop(0)).serve)
+    two = node(2)
+    answers[:] = [None, None]
+    os.close(fetch(two, [1], 0, home).fd)
+    with Redis(server.address) as connection:
+        before = connection.offset()
+        connection.call("SET", "a", 1)
+        offset = connection.offset()
+    for said in (["its backend is dirty"], [None, "its backend is dirty"]):
+        answers[:] = said
+        with pytest.raises(TransferFailed, match="its backend is dirty"):
+            fetch_tail(two, [1], before, offset)
+    answers[:] = [None]
+    with pytest.raises(TransferFailed, match="is wanted"):  # an offset that it has not got to
+        fetch_tail(two, [1], before, offset + 1000)
+
+
+@pytest.mark.parametrize("piece", [b"ab", b"abcd"])
+def test_a_piece_of_another_length_is_thrown_away(home: Path, node: Callable[..., Mesh], piece: bytes) -> None:
+    def serve(connection: Connection) -> None:
+        with connection:
+            asked = connection.recv(5)
+            connection.send({"offset": asked["at_least"], "after": asked["after"]})
+            connection.send_bytes(piece)
+            connection.send({"bytes": len(piece), "sha256": hashlib.sha256(piece).hexdigest()})
+
+    node(1, serve)
+    with pytest.raises(TransferFailed, match="than was asked for"):
+        fetch_tail(node(2), [1], 10, 13)
 
 
 def test_writes_meanwhile_do_not_disturb_it(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:

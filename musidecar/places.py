@@ -1,0 +1,44 @@
+"""Where a node meets its clients and its backend, and what it and the backend know each other by."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import socket
+
+from musidecar import mesh
+from musidecar.config import Cluster, ConfigError, Node, split_address
+from musidecar.protocols.redis.admin import Address
+
+
+def feed_token(member: mesh.Member, node: int) -> str:
+    """What a node's backend shows when it asks for its feed: the same in every life of the node, and nobody else's."""
+    words = f"musidecar feed\0{member.cluster}\0{node}".encode()
+    return hmac.new(member.secret, words, hashlib.sha256).hexdigest()
+
+
+def backend_address(config: Cluster, node: Node) -> Address:
+    """Where a node's backend listens and how to log in. ConfigError when its password cannot be read."""
+    backend = node.backend
+    user, password = backend.user or "", backend.password() or ""
+    if backend.socket is not None:
+        return Address(path=str(backend.socket), user=user, password=password)
+    host, port = split_address(backend.address)
+    return Address(host=host, port=port, user=user, password=password)
+
+
+def bind(node: Node) -> socket.socket:
+    """The clients' socket, bound, not listening yet. ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in node.client_host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((node.client_host, node.client_port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError([in_use(node, error)]) from None
+    return sock
+
+
+def in_use(node: Node, error: OSError) -> str:
+    return f"cannot listen for clients on {node.client}: {error.strerror or error}"
