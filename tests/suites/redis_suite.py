@@ -100,9 +100,11 @@ def _fetch(version: str, work: Path) -> Path:
     (work / "cache" / "archives" / "partial").mkdir(parents=True)
     options = {
         "Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "/dev/null", "Dir::State::lists": work / "lists",
-        "Dir::Cache": work / "cache",
+        "Dir::Cache": work / "cache", "Acquire::Retries": 3,
     }  # fmt: skip
     apt = ["apt-get", "-qq", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
+    if shutil.which(apt[0]) is None:
+        raise SuiteError("no apt-get to fetch Debian's source package with")
     for words in (["update"], ["source", "--download-only", f"redis={version}"]):
         done = subprocess.run([*apt, *words], cwd=work, capture_output=True, text=True)
         if done.returncode != 0:
@@ -245,7 +247,10 @@ def baseline(tree: Path, units: Sequence[str]) -> set[str]:
     for unit in units:
         if unit not in have:
             with plain_server() as port:  # a fresh one: a unit leaves its settings behind
-                have[unit] = sorted(run_unit(tree, port, unit).ok)
+                results = run_unit(tree, port, unit)
+            if not results.ok and results.failed:
+                raise SuiteError(f"{unit} does not run on a plain server: {results.failed}")
+            have[unit] = sorted(results.ok)
             kept.write_text(json.dumps(have, indent=1))
     return {name for unit in units for name in have[unit]}
 
