@@ -12,6 +12,7 @@
 
 #define CONNECT_US 100000ull
 #define PING_US 100000ull
+#define PING_LEADER_US 8000u  /* every other tick of an idle node: the time-out runs from a question */
 #define PING_WAITING_US 5000u /* a request waits for its answer: is the backend alive? */
 #define ROLE_US 5000ull
 
@@ -158,20 +159,30 @@ static bool somebody_waits(const struct engine *e) {
     return oldest != NULL && e->now_ns - oldest->since_ns >= PING_WAITING_US * 1000ull;
 }
 
+static uint64_t ping_after_us(const struct engine *e) {
+    return somebody_waits(e) ? PING_WAITING_US : engine_leads(e) ? PING_LEADER_US : PING_US;
+}
+
+uint64_t admin_deadline_us(const struct engine *e) {
+    const struct admin *a = &e->admin;
+    return a->ping_pending && a->socket.source.fd >= 0 ? a->heard_us + e->config.backend_timeout_us : UINT64_MAX;
+}
+
+void admin_watch(struct engine *e) {
+    if (e->now_us >= admin_deadline_us(e)) backend_lost(e, "it has not answered for longer than backend_timeout_ms");
+}
+
 void admin_tick(struct engine *e) {
     struct admin *a = &e->admin;
     if (a->socket.source.fd < 0) {
         admin_connect(e);
         return;
     }
-    if (!a->ping_pending && e->now_us - a->heard_us >= (somebody_waits(e) ? PING_WAITING_US : PING_US)) {
+    if (!a->ping_pending && e->now_us - a->heard_us >= ping_after_us(e)) {
         static const char ping[] = ASK_PING;
         a->ping_pending = true;
         a->heard_us = e->now_us; /* from here the time-out runs */
         admin_send(e, ADMIN_PING, ping, sizeof ping - 1);
-    } else if (a->ping_pending && e->now_us - a->heard_us >= e->config.backend_timeout_us) {
-        backend_lost(e, "it has not answered for longer than backend_timeout_ms");
-        return;
     }
     if (e->backend == BACKEND_SYNCING && e->now_us - a->asked_us >= ROLE_US) admin_ask_role(e);
     if (e->backend == BACKEND_SYNCING && e->feed.stays && e->now_us - a->up_us >= e->config.backend_timeout_us) backend_set(e, BACKEND_DIRTY);

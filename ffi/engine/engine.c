@@ -241,6 +241,8 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
     uint64_t now_us = clock_ns() / 1000, until = tick_at_us, deadline = replica_deadline_us(e->replica);
     if (deadline < until) until = deadline;
     if (e->feed.flush_us != 0 && e->feed.flush_us < until) until = e->feed.flush_us;
+    uint64_t lost_us = admin_deadline_us(e);
+    if (lost_us < until) until = lost_us;
     if (e->more || (queue_length(&e->ready) > 0 && !e->stalled)) until = now_us;
     int n = until > now_us ? look_before_sleep(e, events) : 0;
     if (n > 0 || (until > now_us && !e->fabric->host->arm(e->fabric))) until = now_us;
@@ -273,6 +275,7 @@ int engine_run(struct engine *e) {
     while (!atomic_load(&e->stopping)) {
         uint64_t interval = interval_us(e);
         wait_for_events(e, events, e->tick_us + interval);
+        admin_watch(e);
         if (e->now_us >= e->tick_us + interval || e->now_us < e->tick_us) {
             e->tick_us = e->now_us;
             e->tick_cpu_us = thread_cpu_us();

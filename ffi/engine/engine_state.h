@@ -541,6 +541,8 @@ bool feed_go_on_with(struct engine *e, uint64_t offset, const char *replid, uint
 
 /* admin.c */
 void admin_tick(struct engine *e);
+uint64_t admin_deadline_us(const struct engine *e); /* the backend is lost if it has not answered by then */
+void admin_watch(struct engine *e);                 /* once a turn, when what came was read */
 void admin_event(struct engine *e, uint32_t events);
 void admin_close(struct engine *e);
 void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_t length);

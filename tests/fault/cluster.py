@@ -32,8 +32,10 @@ def another_serves(bed: Testbed, old: ClusterStatus, timeout_s: float = 20.0) ->
     """Waits until another node than in `old` leads and serves, in a later term."""
 
     def served(status: ClusterStatus) -> bool:
-        leads_anew = status.leader not in (None, old.leader) and status.term > old.term
-        return leads_anew and bool(status[status.leader or ""].moment_us("served_us"))
+        if status.leader in (None, old.leader) or status.term <= old.term:
+            return False
+        new = status[status.leader or ""]  # it may have led before
+        return new.moment_us("served_us") >= new.moment_us("opened_us") > 0
 
     return bed.wait_status("another node serves", served, timeout_s)
 

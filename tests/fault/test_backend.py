@@ -96,25 +96,46 @@ def test_a_leader_whose_redis_hangs_steps_down_and_votes(cradle: Cradle) -> None
     print(f"another node served after {took_ms / BOUND_MS:.2f} x backend_timeout_ms")
 
 
-def test_another_node_leads_when_the_bound_is_over(cradle: Cradle) -> None:
-    """The bound, and at most 20 ms more; the best of three, less what the host took: it does other things, too."""
+def hang_ms(bed: Cradle, stalls: Stalls) -> float:
+    """How much later than the bound another node served than the leader's server hung; less what the host took, which
+    does other things, too."""
+    while True:
+        before = bed.wait_status("all are in order", in_order)
+        with hung(leader_of(before).backend_pid):
+            stopped_ns = time.monotonic_ns()
+            after = another_serves(bed, before)
+        served_ns = leader_of(after).moment_us("served_us") * 1000
+        if served_ns > stopped_ns:  # else a host that stood still had made another one the leader already
+            return (served_ns - stopped_ns - stalls.within(stopped_ns, served_ns)) / 1e6 - BOUND_MS
+
+
+@pytest.mark.parametrize("load", [False, True], ids=["idle", "under load"])
+def test_another_node_leads_when_the_bound_is_over(cradle: Cradle, load: bool) -> None:
+    """And at most 20 ms more: the one in the middle of five. A leader that looked after its server every 100 ms, say, would
+    be late by 50."""
     bed = cradle
-    over_ms: list[float] = []
-    with Stalls() as stalls:
-        while len(over_ms) < 3:
-            before = bed.wait_status("all are in order", in_order)
-            leader = leader_of(before)
-            with Load(spread([n.client_address for n in before.nodes], 2, timeout_s=10)) as load:
-                load.wait_for(100)
-                with hung(leader.backend_pid):
-                    stopped_ns = time.monotonic_ns()
-                    after = another_serves(bed, before)
-                load.finish()
-            served_ns = leader_of(after).moment_us("served_us") * 1000
-            if served_ns > stopped_ns:  # else a host that stood still had made another one the leader already
-                over_ms.append((served_ns - stopped_ns - stalls.within(stopped_ns, served_ns)) / 1e6 - BOUND_MS)
+    with Stalls(least_ns=1_000_000) as stalls, contextlib.ExitStack() as stack:
+        if load:
+            addresses = [n.client_address for n in bed.status().nodes]
+            stack.enter_context(Load(spread(addresses, 2, timeout_s=10))).wait_for(100)
+        over_ms = sorted(hang_ms(bed, stalls) for _ in range(5))
     print(f"another node served {', '.join(f'{ms:.1f}' for ms in over_ms)} ms after backend_timeout_ms")
-    assert min(over_ms) <= 20
+    assert over_ms[2] <= 20
+
+
+def test_an_idle_leader_asks_its_server_often_enough_to_keep_the_bound(cradle: Cradle) -> None:
+    """Every 10 ms or so, and a follower, for whom nobody waits, ten times less: the difference is the host's cost."""
+    status = cradle.status()
+
+    def asked(node: NodeStatus) -> int:
+        return int(cradle.backend(node).info("commandstats")["cmdstat_ping"]["calls"])
+
+    nodes = [leader_of(status), *status.followers]
+    before, began = [asked(node) for node in nodes], time.monotonic()
+    wait_until("the followers have asked", lambda: min(map(asked, nodes[1:])) >= max(before[1:]) + 5, 30)
+    leader, *followers = [asked(node) - count for node, count in zip(nodes, before, strict=True)]
+    print(f"asked {leader}, {followers} times in {time.monotonic() - began:.2f} s")
+    assert leader > 3 * max(followers)
 
 
 def test_a_follower_whose_redis_hangs_disturbs_nobody(cradle: Cradle) -> None:

@@ -129,8 +129,9 @@ def test_a_follower_that_holds_up_the_log_is_dropped_by_the_bounds_set_and_told_
 class Stalls(threading.Thread):
     """What the host itself takes away: how late a thread wakes up that only sleeps. (began, late), nanoseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_ns: int = 10_000_000) -> None:
         super().__init__(daemon=True)
+        self.least_ns = least_ns
         self.found: list[tuple[int, int]] = []
         self.over = threading.Event()
 
@@ -139,7 +140,7 @@ class Stalls(threading.Thread):
             began = time.monotonic_ns()
             time.sleep(0.01)
             late = time.monotonic_ns() - began - 10_000_000
-            if late > 10_000_000:
+            if late > self.least_ns:
                 self.found.append((began, late))
 
     def within(self, from_ns: int, to_ns: int) -> int:
