@@ -111,7 +111,7 @@ def hang_ms(bed: Cradle, stalls: Stalls) -> float:
 
 @pytest.mark.parametrize("load", [False, True], ids=["idle", "under load"])
 def test_another_node_leads_when_the_bound_is_over(cradle: Cradle, load: bool) -> None:
-    """And at most 20 ms more: the one in the middle of five. A leader that looked after its server every 100 ms, say, would
+    """And at most 20 ms more: the one in the middle of five. A leader that looked after its server every 100 ms would
     be late by 50."""
     bed = cradle
     with Stalls(least_ns=1_000_000) as stalls, contextlib.ExitStack() as stack:
