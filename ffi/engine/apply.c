@@ -158,9 +158,10 @@ static void setting_add(struct log_state *log, const uint8_t *bytes, uint32_t le
     buffer_append(&log->settings, bytes, length);
 }
 
-/* The leader that logged it has done it already. */
+/* The leader that logged it has done it already. A backend that is being filled gets all of them once it is: told to write
+ * an AOF in the middle of it, Redis 7.0 ends itself when it comes to its end. */
 static void setting_do(struct engine *e, const uint8_t *bytes, uint32_t length) {
-    if (engine_leads(e) || e->admin.socket.source.fd < 0) return;
+    if (engine_leads(e) || e->admin.socket.source.fd < 0 || e->backend == BACKEND_SYNCING) return;
     admin_send(e, ADMIN_SWALLOW, bytes, length);
 }
 
@@ -180,13 +181,15 @@ static void hand_on(struct engine *e, const struct buffer *entries, hand_on_one 
     }
 }
 
+void settings_hand_on(struct engine *e) { hand_on(e, &e->log.settings, setting_do); }
+
 /* Scripts and settings, after a snapshot, or when it is there again. The scripts that a snapshot does not know were flushed
  * meanwhile. */
 void scripts_hand_on(struct engine *e, bool afresh) {
     static const char flush[] = "*2\r\n$6\r\nSCRIPT\r\n$5\r\nFLUSH\r\n";
     if (afresh && e->takeover == TAKE_IDLE) admin_send(e, ADMIN_SWALLOW, flush, sizeof flush - 1);
     hand_on(e, &e->log.scripts, script_load);
-    hand_on(e, &e->log.settings, setting_do);
+    settings_hand_on(e);
 }
 
 /* ---- records ------------------------------------------------------------------------------------------------------- */

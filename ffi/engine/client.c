@@ -229,7 +229,7 @@ static bool client_submit(struct engine *e, struct client *c, const struct sessi
     }
     c->waiting_since_us = 0;
     if (d->replies > d->swallow) c->outstanding++;
-    if (d->database_after >= 0 || c->session.login || c->session.multi_asked) c->barrier = true;
+    if (d->database_after >= 0 || c->session.login || c->session.multi_asked || d->loads != LOADS_NOTHING) c->barrier = true;
     e->counters.requests++;
     if (d->writes) e->counters.writes++;
     else e->counters.reads++;
@@ -441,6 +441,7 @@ void client_flush(struct engine *e, struct client *c) {
     }
     c->releasable -= written;
     if (written > 0) buffer_trim(&c->socket.out, ANSWER_LARGE_BYTES);
+    if (written > 0 && c->session.replica) own_took(e, c, written);
     if (c->throttled && !window_full(e, c)) client_want_ready(e, c);
     client_settle(e, c);
 }

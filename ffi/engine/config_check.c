@@ -34,11 +34,11 @@ bool config_check_begin(struct engine *e, const struct destination *to, const ui
     struct buffer ask = {0};
     char head[32];
     uint64_t kept = 0;
-    for (uint64_t i = 2; i < request.argc; i += 2) kept += !session_config_settable(word_at(&request, bytes, i));
+    for (uint64_t i = 2; i < request.argc; i += 2) kept += !session_config_settable(&request, bytes, i);
     buffer_append(&ask, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)kept + 2));
     buffer_text(&ask, "$6\r\nCONFIG\r\n$3\r\nGET\r\n");
     for (uint64_t i = 2; i < request.argc; i += 2)
-        if (!session_config_settable(word_at(&request, bytes, i))) bulk(&ask, word_at(&request, bytes, i));
+        if (!session_config_settable(&request, bytes, i)) bulk(&ask, word_at(&request, bytes, i));
     buffer_append(&e->admin.checks, bytes, length);
     admin_queue(e, (struct admin_expect){ADMIN_CHECK, *to, (uint32_t)length}, buffer_bytes(&ask), buffer_length(&ask));
     buffer_free(&ask);
@@ -59,12 +59,12 @@ static bool differs(const struct resp_request *answer, const uint8_t *text, stru
 static void append_settable(struct buffer *out, const struct resp_request *request, const uint8_t *bytes) {
     uint64_t words = 0;
     char head[32];
-    for (uint64_t i = 2; i + 1 < request->argc; i += 2) words += 2 * session_config_settable(word_at(request, bytes, i));
+    for (uint64_t i = 2; i + 1 < request->argc; i += 2) words += 2 * session_config_settable(request, bytes, i);
     if (words == 0) return;
     buffer_append(out, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)words + 2));
     buffer_text(out, "$6\r\nCONFIG\r\n$3\r\nSET\r\n");
     for (uint64_t i = 2; i + 1 < request->argc; i += 2) {
-        if (!session_config_settable(word_at(request, bytes, i))) continue;
+        if (!session_config_settable(request, bytes, i)) continue;
         bulk(out, word_at(request, bytes, i));
         bulk(out, word_at(request, bytes, i + 1));
     }
@@ -107,7 +107,7 @@ void config_check_end(struct engine *e, const struct admin_expect *x, const uint
     bool known = length > 4 && text[0] == '*' && parse(text, length, &answer); /* "*0": none of them is a parameter */
     uint64_t differing = 0;
     for (uint64_t i = 2; known && differing == 0 && i + 1 < request.argc; i += 2)
-        if (!session_config_settable(word_at(&request, bytes, i)) && differs(&answer, text, word_at(&request, bytes, i), word_at(&request, bytes, i + 1)))
+        if (!session_config_settable(&request, bytes, i) && differs(&answer, text, word_at(&request, bytes, i), word_at(&request, bytes, i + 1)))
             differing = i;
     if (text[0] == '-') {
         admin_answer_client(e, &x->to, text, length);

@@ -121,6 +121,8 @@ void stream_watch(struct engine *e) {
     else if (e->shared.roles_in_flight > 0) source_watch(e, &s->socket.source, base);
 }
 
+uint64_t stream_position(const struct engine *e) { return e->stream.cut_offset + buffer_length(&e->stream.effects); }
+
 /* Reads what is there; false when nothing was. */
 bool stream_read(struct engine *e) {
     struct stream *s = &e->stream;

@@ -10,7 +10,8 @@
  *   origin.c    what became of them, by the log                   pause.c     automatic fail-over paused and resumed
  *   handover.c  leadership handed over by plan                    own.c       clients with a connection of their own
  *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
- *   claim.c     what the backend holds from before this life      engine.c    the object and its loop
+ *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
+ *   own_replica.c  ... that replicate from the leader             engine.c    the object and its loop
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -86,6 +87,7 @@ struct client {
     bool has_decision;
     bool has_own, eof_told; /* a connection of its own at the leader; it knows that nothing more comes */
     size_t releasable;      /* bytes of socket.out that may leave */
+    uint64_t took;          /* bytes that it took, which the leader has not been told of yet; of a replica */
     struct buffer in;
     struct resp_request request;
     struct session session;
@@ -107,12 +109,14 @@ struct client {
 /* ---- the shared connection and what waits for it ---------------------------------------------------------------- */
 
 enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXPECT_RERUN /* kept for its origin, who will ask */,
-                   EXPECT_DROP /* answered with -BUSY meanwhile */ };
+                   EXPECT_DROP /* answered with -BUSY meanwhile */,
+                   EXPECT_AOF, EXPECT_LOAD, EXPECT_LOADED /* load.c */ };
 
 struct expect { /* one request in flight on the shared connection */
     uint8_t kind;
     bool reads;
     bool stands_in;
+    uint8_t loads;     /* enum session_loads */
     uint32_t replies, swallow;
     uint32_t local_bytes;
     int32_t database_after;
@@ -157,6 +161,8 @@ struct shared {
     uint8_t protocol;
     struct resp_reply reply;
     struct buffer role;                /* the ROLE reply coming in */
+    struct buffer info;                /* the INFO reply coming in (load.c) */
+    bool changed;                      /* a load left other data than the log's */
     struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
     struct buffer refusal;             /* an error in the place of a +QUEUED that was given before ... */
     struct buffer edited;              /* ... and what its EXEC is answered, until it is whole */
@@ -461,6 +467,10 @@ void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const v
                   const struct expect *expect); /* onto the shared connection, once what was proposed so far is committed */
 void turn_mark(struct engine *e, uint64_t index); /* what is staged may be sent once `index` is committed */
 
+/* load.c */
+void load_submit(struct engine *e, const struct request *r);
+void load_replied(struct engine *e, const struct expect *x);
+
 /* shared.c */
 bool shared_open(struct engine *e);
 void shared_close(struct engine *e);
@@ -490,6 +500,7 @@ bool own_submit(struct engine *e, const struct destination *to, const struct ses
 void own_eof(struct engine *e, const struct destination *to);
 void own_close(struct engine *e, const struct destination *to);
 bool own_request(struct engine *e, struct client *c, const struct session_decision *d);
+void own_took(struct engine *e, struct client *c, uint64_t bytes); /* a client that is a replica */
 void own_tell(struct engine *e, const struct client *c, bool gone);
 void own_ended(struct engine *e, struct client *c);
 void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t length);
@@ -504,6 +515,7 @@ bool stream_open(struct engine *e, bool full, uint64_t offset); /* after `offset
 void stream_close(struct engine *e);
 void stream_event(struct engine *e, uint32_t events);
 void stream_tick(struct engine *e);
+uint64_t stream_position(const struct engine *e); /* as far as it is read */
 bool stream_read(struct engine *e);
 void stream_watch(struct engine *e);
 void effects_cut(struct engine *e);
@@ -512,6 +524,7 @@ void effects_cut(struct engine *e);
 void apply_committed(struct engine *e);
 bool script_known(const struct log_state *log, const uint8_t *body, size_t length);
 void scripts_hand_on(struct engine *e, bool afresh);
+void settings_hand_on(struct engine *e);
 void log_state_init(struct log_state *log);
 void log_state_free(struct log_state *log);
 bool log_state_whole(const struct log_state *log);
@@ -567,6 +580,7 @@ void takeover_role(struct engine *e, bool is_master, uint64_t offset, bool conne
 void takeover_promoted(struct engine *e);
 void takeover_attached(struct engine *e, bool continued);
 void backend_lost(struct engine *e, const char *what);
+void backend_changed(struct engine *e, const char *what); /* beyond the log: another node leads, and it is filled anew */
 void backend_set(struct engine *e, enum backend_state state);
 
 /* member.c */

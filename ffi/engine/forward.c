@@ -26,7 +26,7 @@ static struct frame frame_of(const struct engine *e, const struct client *c, con
                           .database = (uint16_t)c->session.database, .slot = c->slot, .generation = c->generation,
                           .sequence = c->sequence, .replies = d->replies, .swallow = d->swallow, 
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
-                          .script_length = (uint32_t)d->script_length, .life = replica_own_incarnation(e->replica),
+                          .script_length = (uint32_t)d->script_length, .loads = d->loads, .life = replica_own_incarnation(e->replica),
                           .unanswered = oldest ? (uint32_t)(c->sequence - oldest->sequence) : 0, .pause = d->pause};
 }
 
@@ -40,7 +40,8 @@ bool forward(struct engine *e, struct client *c, const struct session_decision *
     struct frame frame = frame_of(e, c, d);
     frame.term = c->sent_term;
     struct pending pending = {.sequence = c->sequence, .database_after = d->database_after};
-    if (d->verdict != SESSION_ADMIN && d->length <= REQUEST_BYTES_MAX && buffer_length(&c->unanswered) <= REQUESTS_BYTES_MAX) {
+    bool again = d->verdict != SESSION_ADMIN && d->loads == LOADS_NOTHING; /* a load that ends a server ends no second one */
+    if (again && d->length <= REQUEST_BYTES_MAX && buffer_length(&c->unanswered) <= REQUESTS_BYTES_MAX) {
         buffer_append(&c->unanswered, &frame, sizeof frame);
         buffer_append(&c->unanswered, d->bytes, d->length);
         pending.kept = (uint32_t)(sizeof frame + d->length);
@@ -143,7 +144,7 @@ static struct session_decision decision_of(const struct frame *f, const uint8_t 
                                      .stands_in = f->flags & FRAME_STANDS_IN, .database_after = -1, .loses_database = f->flags & FRAME_LOSES_DATABASE,
                                      .script = script ? payload + f->script_offset : NULL,
                                      .script_length = script ? f->script_length : 0,
-                                     .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause};
+                                     .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause, .loads = f->loads};
 }
 
 static enum origin_fate fate_of(const struct engine *e, uint32_t node, const struct frame *f, const uint8_t **bytes, size_t *length) {

@@ -2,6 +2,7 @@
 #include "engine/frame.h"
 
 #include "engine/origin.h"
+#include "protocols/redis/session.h"
 
 #include <string.h>
 
@@ -10,7 +11,7 @@
 static bool request_right(const struct frame *f, const struct frame_limits *limits) {
     if (f->length == 0 || f->length > limits->request_bytes_max || f->database >= limits->databases) return false;
     if ((f->flags & FRAME_STANDS_IN) && f->replies != 1) return false;
-    if (f->replies == 0 || f->swallow >= f->replies || f->slot >= ORIGIN_SLOTS_MAX) return false;
+    if (f->loads > LOADS_AOF || f->replies == 0 || f->swallow >= f->replies || f->slot >= ORIGIN_SLOTS_MAX) return false;
     return f->script_offset <= f->length && f->script_length <= f->length - f->script_offset;
 }
 
@@ -32,6 +33,7 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_OWN_END:
         case FRAME_OWN_EOF:
         case FRAME_OWN_GONE:
+        case FRAME_OWN_TAKEN:
         case FRAME_SNAPSHOT_ASK:
         case FRAME_HOLD:
         case FRAME_HELD:

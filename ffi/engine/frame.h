@@ -24,11 +24,12 @@ enum frame_type {
     FRAME_OWN_PUSH = 14,    /* bytes for the client that answer no request in particular */
     FRAME_OWN_END = 15,     /* the backend has closed it */
     FRAME_OWN_EOF = 16,     /* the client has sent its last byte ... */
-    FRAME_OWN_GONE = 17     /* ... or is gone */
+    FRAME_OWN_GONE = 17,    /* ... or is gone */
+    FRAME_OWN_TAKEN = 18    /* it is a replica, and took another `sequence` bytes */
 };
 enum frame_flags { FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_STANDS_IN = 8 /* REQUEST: see session.h */, FRAME_FLUSHES_SCRIPTS = 16,
                    FRAME_ADMIN = 32 /* for the admin connection */, FRAME_BUSY = 64 /* SERVING: the backend runs a script that does not end */,
-                   FRAME_AGAIN = 128 /* REQUEST: was sent to a leader before this one */, FRAME_REFUSED = 128 /* CAUGHT_UP */ };
+                   FRAME_AGAIN = 128 /* REQUEST: was sent to a leader before this one */, FRAME_REFUSED = 128 /* CAUGHT_UP */, FRAME_SYNCS = 1 /* OWN_REQUEST: SYNC or PSYNC */ };
 struct frame {
     uint32_t length; /* payload bytes */
     uint8_t type, flags;
@@ -41,6 +42,7 @@ struct frame {
     uint64_t life;       /* ... the sender's incarnation */
     uint32_t unanswered; /* ... see struct origin */
     uint32_t pause;      /* ... see enum pause_kind */
+    uint32_t loads, pad; /* ... enum session_loads */
 };
 
 struct frame_limits {

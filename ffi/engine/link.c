@@ -188,7 +188,8 @@ static bool frame_handle(struct engine *e, uint32_t peer, const struct frame *f,
         case FRAME_OWN_PUSH:
         case FRAME_OWN_END:
         case FRAME_OWN_EOF:
-        case FRAME_OWN_GONE: own_frame(e, peer, f, payload); break;
+        case FRAME_OWN_GONE:
+        case FRAME_OWN_TAKEN: own_frame(e, peer, f, payload); break;
         case FRAME_SERVING:
         case FRAME_NOT_SERVING: frame_serving(e, peer, f); break;
         case FRAME_SNAPSHOT_ASK: frame_snapshot_ask(e, peer); break;

@@ -3,9 +3,11 @@
 #include <sys/socket.h>
 
 #include "engine/engine_state.h"
+#include "engine/own_replica.h"
 
 #define WAITING_BYTES_MAX (64u << 20) /* requests that the backend does not take */
 #define ARRIVED_BYTES_MAX (64u << 20) /* of all of them, until a ROLE is answered */
+#define PUSH_BYTES_MAX (512u << 10)   /* in one frame */
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
@@ -23,6 +25,8 @@ struct own {
     bool whole; /* what came last ended a line or an answer */
     bool lent;  /* its client did not ask for it: it is paused */
     struct buffer edited; /* an answer that is not passed on as it comes, so far */
+    uint64_t sync_at; /* as `sent`: here it asks to be a replica; 0: it does not */
+    struct own_replica *replica; /* it has asked */
 };
 
 struct own_staged {
@@ -62,6 +66,8 @@ static void own_keep(struct engine *e, struct own *own) {
 static void own_free(struct engine *e, struct own *own) {
     source_close(e, &own->socket.source);
     if (own->paused) e->owns.paused--;
+    if (own->replica != NULL) e->owns.replicas--;
+    free(own->replica);
     own_keep(e, own);
     for (const struct own_expect *x = queue_front(&own->expects); x != NULL; x = queue_front(&own->expects)) {
         if (x->pause != PAUSE_NOTHING) client_pause_answered(e, x->pause, 0);
@@ -118,7 +124,7 @@ static void arrive(struct engine *e, const struct own *own, const struct arrival
     struct owns *o = &e->owns;
     struct arrival *last = queue_back(&o->arrivals);
     bool fresh = queue_length(&o->arrivals) > 0 && o->arrivals.tail - 1 >= o->sealed;
-    bool goes_on = fresh && last->kind == ARRIVAL_PUSH && a->kind == ARRIVAL_PUSH && last->to.node == own->to.node &&
+    bool goes_on = fresh && last->bytes + a->bytes <= PUSH_BYTES_MAX && last->kind == ARRIVAL_PUSH && a->kind == ARRIVAL_PUSH && last->to.node == own->to.node &&
                    last->to.slot == own->to.slot && last->to.generation == own->to.generation;
     if (goes_on) last->bytes += a->bytes;
     else *(struct arrival *)queue_push(&o->arrivals) = *a;
@@ -153,6 +159,12 @@ static void own_stand_in(struct engine *e, struct own *own, struct arrival a, co
 }
 
 static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
+    if (own->replica != NULL) {
+        struct arrival a = {.to = own->to, .bytes = length, .kind = ARRIVAL_PUSH, .database_after = -1};
+        arrive(e, own, &a, bytes);
+        own_replica_passed(own->replica, bytes, length, length < SCRATCH_BYTES, stream_position(e));
+        return true;
+    }
     while (length > 0) {
         struct own_expect *x = queue_front(&own->expects);
         enum resp_status status;
@@ -186,6 +198,7 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
 /* Does nobody take what it says? Then it is not read from: the backend has limits of its own. */
 static bool own_held_up(struct engine *e, const struct own *own) {
     if (buffer_length(&e->owns.arrived) > ARRIVED_BYTES_MAX) return true;
+    if (own->replica != NULL && own->replica->untaken > own_replica_window(e->config.client_output_bytes_max)) return true;
     struct client *c = own->to.node == e->self ? client_find(e, own->to.slot, own->to.generation) : NULL;
     size_t waiting = c != NULL ? buffer_length(&c->socket.out) : own->to.node != e->self ? buffer_length(&e->links[own->to.node].socket.out) : 0;
     return waiting > e->config.client_output_bytes_max;
@@ -202,7 +215,8 @@ void own_event(struct engine *e, struct source *source, uint32_t events) {
         own_end(e, own);
         return;
     }
-    if (!own_held_up(e, own)) return;
+    if (own->sync_at > 0 && own->replica == NULL) own_send(e, own); /* the last answer before it may have come */
+    if (source->kind == SOURCE_GONE || !own_held_up(e, own)) return;
     own->paused = true;
     e->owns.paused++;
     source_watch(e, source, source->interest & ~(uint32_t)EPOLLIN);
@@ -216,14 +230,29 @@ static void owns_take_back(struct engine *e) {
     }
 }
 
+static void own_goes_on(struct engine *e, struct own *own) {
+    if (!own->paused || own_held_up(e, own)) return;
+    own->paused = false;
+    e->owns.paused--;
+    source_watch(e, &own->socket.source, own->socket.source.interest | (uint32_t)EPOLLIN);
+}
+
+/* The backend keeps for a replica what it does not take, without a limit (R8): here is one. */
+static void replicas_watch(struct engine *e) {
+    if (e->owns.replicas == 0 || e->now_us - e->owns.looked_us < OWN_REPLICA_LOOK_US) return;
+    e->owns.looked_us = e->now_us;
+    for (struct own *own = e->owns.first, *next; own != NULL; own = next) {
+        next = own->next;
+        if (own->replica == NULL || !own_replica_lags(own->replica, own->paused, e->now_us, stream_position(e))) continue;
+        engine_log(e, 30, "a client that replicates from the leader takes too little: it is closed");
+        own_end(e, own);
+    }
+}
+
 void owns_tick(struct engine *e) {
     if (e->owns.lent > 0 && !client_pause_on(e) && queue_length(&e->owns.arrivals) == 0) owns_take_back(e);
-    for (struct own *own = e->owns.paused > 0 ? e->owns.first : NULL; own != NULL; own = own->next) {
-        if (!own->paused || own_held_up(e, own)) continue;
-        own->paused = false;
-        e->owns.paused--;
-        source_watch(e, &own->socket.source, own->socket.source.interest | (uint32_t)EPOLLIN);
-    }
+    replicas_watch(e);
+    for (struct own *own = e->owns.paused > 0 ? e->owns.first : NULL; own != NULL; own = own->next) own_goes_on(e, own);
 }
 
 /* A ROLE is on its way: what arrived before it is bounded by its answer. */
@@ -247,11 +276,18 @@ void owns_deliver(struct engine *e, uint64_t until) {
 
 void own_send(struct engine *e, struct own *own) {
     size_t written;
-    if (!socket_flush(e, &own->socket, own->sendable - own->sent, &written)) {
+    uint64_t until = own->sendable;
+    bool waits = own->sync_at > 0 && own->replica == NULL && queue_length(&own->expects) > 0;
+    if (waits && until > own->sync_at) until = own->sync_at; /* the backend refuses it in front of answers that it owes */
+    if (!socket_flush(e, &own->socket, until - own->sent, &written)) {
         own_end(e, own);
         return;
     }
     own->sent += written;
+    if (own->sync_at > 0 && own->replica == NULL && own->sent > own->sync_at) {
+        own->replica = own_replica_new(e->now_us, stream_position(e));
+        e->owns.replicas++;
+    }
     buffer_trim(&own->socket.out, 1u << 20);
     if (own->ends && own->sent == own->appended) shutdown(own->socket.source.fd, SHUT_WR);
 }
@@ -307,6 +343,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     own->to.session = to->session;
     if (lent) own_lend(e, own);
     else own_keep(e, own);
+    if (d->syncs && own->replica == NULL) own->sync_at = own->appended > 0 ? own->appended : 1;
     buffer_append(&own->socket.out, d->bytes, d->length);
     own->appended += d->length;
     if (d->replies > 0)
@@ -364,6 +401,14 @@ bool own_lent(const struct engine *e, const struct destination *to) {
 }
 
 /* ---- their ends --------------------------------------------------------------------------------------------------------- */
+
+/* A client that is a replica took these bytes. */
+static void own_taken(struct engine *e, const struct destination *to, uint64_t bytes) {
+    struct own *own = own_find(e, to->node, to->slot, to->generation);
+    if (own == NULL || own->replica == NULL) return;
+    own_replica_took(own->replica, bytes, e->now_us);
+    own_goes_on(e, own);
+}
 
 /* The client says no more. */
 void own_eof(struct engine *e, const struct destination *to) {
@@ -423,7 +468,7 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     }
     uint32_t leader = link_leader(e);
     if (leader == REPLICA_NOBODY || e->leader_silent_us != 0) return false;
-    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
+    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
                           .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
@@ -434,6 +479,17 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     link_send(e, leader, &frame, d->bytes);
     e->counters.forwarded++;
     return true;
+}
+
+void own_took(struct engine *e, struct client *c, uint64_t bytes) {
+    struct destination to = {e->self, c->slot, c->generation, 0, 0};
+    if (engine_leads(e)) return own_taken(e, &to, bytes);
+    uint32_t leader = link_leader(e);
+    c->took += bytes;
+    if (leader == REPLICA_NOBODY || (c->took < OWN_REPLICA_TELL_BYTES && buffer_length(&c->socket.out) > 0)) return;
+    link_send(e, leader, &(struct frame){.type = FRAME_OWN_TAKEN, .slot = c->slot, .generation = c->generation, .sequence = c->took,
+                                         .term = e->links[leader].serving_term}, NULL);
+    c->took = 0;
 }
 
 /* The client has sent its last byte, or is gone. */
@@ -485,6 +541,7 @@ void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uin
     struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
     if (f->type == FRAME_OWN_GONE) return own_close(e, &from);
     if (f->type == FRAME_OWN_EOF) return own_eof(e, &from);
+    if (f->type == FRAME_OWN_TAKEN) return own_taken(e, &from, f->sequence);
 }
 
 /* False: no room, the frame stays. */
@@ -492,7 +549,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
     if (!engine_leads(e) || f->term != e->term) return true;
     struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
     struct session_decision d = {.verdict = SESSION_OWN, .bytes = payload, .length = f->length, .replies = f->replies,
-                                 .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST,
+                                 .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
                                  .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause};
     if (!own_submit(e, &from, &d)) return false;

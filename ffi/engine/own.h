@@ -26,6 +26,8 @@ struct owns {
     uint64_t sealed;       /* absolute count of arrivals that a ROLE was sent behind */
     struct own *dead;      /* freed at the end of the turn */
     bool unprobed;         /* something was staged since the last probe */
+    uint32_t replicas;     /* so many are clients' that are replicas */
+    uint64_t looked_us;    /* ... and when they were looked at */
     uint32_t paused;       /* so many are not read from, as nobody takes what they say */
     uint32_t lent;         /* so many are there because their clients are paused, or were */
 };

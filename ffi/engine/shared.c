@@ -139,6 +139,12 @@ static bool reply_done(struct engine *e, struct expect *x) {
     }
     resp_reply_reset(&s->reply);
     if (x->replies > 0) return true;
+    if (x->kind >= EXPECT_AOF) {
+        const struct expect whole = *x;
+        queue_pop(&s->expects);
+        load_replied(e, &whole);
+        return true;
+    }
     uint32_t pause = x->pause;
     buffer_clear(&s->refusal);
     queue_pop(&s->expects);
@@ -207,7 +213,7 @@ void shared_busy(struct engine *e) {
 static void pass(struct engine *e, struct expect *x, const void *bytes, size_t length, bool last, uint8_t type) {
     struct shared *s = &e->shared;
     if (x->life != 0 && !s->reply.is_push) keep(s, x, bytes, length, last);
-    if (x->kind == EXPECT_CLIENT) deliver(e, x, bytes, length, last, type);
+    if (x->kind == EXPECT_CLIENT || x->kind == EXPECT_LOAD) deliver(e, x, bytes, length, last, type);
 }
 
 static bool starts(const struct buffer *b, const char *text) {
@@ -260,6 +266,7 @@ static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) 
         if (status == RESP_BAD) return false;
         if (x->kind == EXPECT_ROLE) buffer_append(&s->role, bytes, used);
         if (*bytes == '-' && s->reply.type == '-') refusal_note(e, bytes, used);
+        if (x->kind >= EXPECT_AOF) buffer_append(&s->info, bytes, used);
         if (x->kind != EXPECT_SWALLOW && x->kind != EXPECT_ROLE && used > 0) answer_part(e, x, bytes, used, status == RESP_DONE);
         if (status == RESP_DONE && !reply_done(e, x)) return false;
         bytes += used;
@@ -278,6 +285,7 @@ void shared_event(struct engine *e, uint32_t events) {
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) backend_lost(e, "its shared connection closed");
     else if (!shared_bytes(e, e->scratch, (size_t)n)) backend_lost(e, "it answered what was not asked");
+    else if (s->changed) backend_changed(e, "what it loaded from its disk is not what it had");
 }
 
 /* Sends what is committed. */
@@ -355,6 +363,8 @@ void shared_close(struct engine *e) {
     source_close(e, &s->socket.source);
     buffer_clear(&s->socket.out);
     buffer_clear(&s->role);
+    buffer_clear(&s->info);
+    s->changed = false;
     buffer_clear(&s->local);
     queue_clear(&s->staged);
     queue_clear(&s->expects);

@@ -18,8 +18,10 @@ void engine_update_eligible(struct engine *e) {
 void backend_set(struct engine *e, enum backend_state state) {
     if (state == BACKEND_DIRTY && e->backend >= BACKEND_SYNCING) feed_stop(e);
     if (state == BACKEND_FED) e->feed.stays = false;
-    if (state == BACKEND_FED && e->backend == BACKEND_SYNCING) engine_log(e, 20, "the backend holds the cluster's data and follows the log");
+    bool filled = state == BACKEND_FED && e->backend == BACKEND_SYNCING;
+    if (filled) engine_log(e, 20, "the backend holds the cluster's data and follows the log");
     e->backend = state;
+    if (filled) settings_hand_on(e);
     engine_update_eligible(e);
 }
 
@@ -62,6 +64,12 @@ void backend_lost(struct engine *e, const char *what) {
 static void takeover_fail(struct engine *e, const char *why) {
     engine_log(e, 40, "the take-over failed: %s", why);
     takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
+    replica_resign(e->replica, e->now_us);
+}
+
+void backend_changed(struct engine *e, const char *what) {
+    engine_log(e, 40, "the backend holds other data than the log says: %s", what);
+    takeover_end(e, BACKEND_DIRTY);
     replica_resign(e->replica, e->now_us);
 }
 

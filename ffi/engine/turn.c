@@ -209,6 +209,7 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
         e->stalled = true;
         return false;
     }
+    if (d->loads != LOADS_NOTHING) return load_submit(e, r), true;
     struct expect expect = expect_of(e, r);
     if (d->writes) {
         if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
@@ -228,7 +229,8 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
 }
 
 bool turn_take(struct engine *e, const struct request *r, struct buffer *holder) {
-    bool paused = (client_pause_on(e) || e->owns.lent > 0) && client_pause_takes(e, r);
+    bool may = r->decision->loads == LOADS_NOTHING; /* what a load has done is looked at on the shared connection alone */
+    bool paused = may && (client_pause_on(e) || e->owns.lent > 0) && client_pause_takes(e, r);
     return paused ? own_borrow(e, r) : turn_submit(e, r, holder);
 }
 

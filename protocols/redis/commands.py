@@ -60,6 +60,8 @@ class Action(IntEnum):
     RAW = lib.ACTION_RAW
     DEBUG = lib.ACTION_DEBUG
     INFO = lib.ACTION_INFO
+    SYNC = lib.ACTION_SYNC
+    REPLCONF = lib.ACTION_REPLCONF
     CLOSE = lib.ACTION_CLOSE
 
 
@@ -146,6 +148,8 @@ OVERRIDES: Mapping[str, Decision] = {
     "watch": (Way.OWN, Action.WATCH),
     "monitor": (Way.OWN, Action.RAW),
     **_each("migrate", Way.OWN),
+    **_each("sync psync", Way.OWN, Action.SYNC),
+    "replconf": (Way.OWN, Action.REPLCONF),
     # Not in the stream: done on the leader, then logged, and done on every node.
     "config|set": (Way.ADMIN, Action.CONFIG_SET),
     **_each("acl|setuser acl|deluser", Way.ADMIN, Action.ACL_CHANGE),
@@ -154,7 +158,7 @@ OVERRIDES: Mapping[str, Decision] = {
     # Files and programs of one node: its configuration's.
     **_each("module|load module|loadex module|unload config|rewrite acl|load acl|save", Way.REFUSE),
     # Would take the backend out of the cluster's hands.
-    **_each("replicaof slaveof failover shutdown psync sync replconf", Way.REFUSE),
+    **_each("replicaof slaveof failover shutdown", Way.REFUSE),
 }
 
 # Commands all of whose sub-commands only look at the leader's Redis (or at its own counters), unless flagged "write".

@@ -27,6 +27,7 @@ from .admin import Address, BackendError, Connection, ReplyError
 VERSION_MIN = (7, 0)
 BACKLOG_BYTES_MIN = 64 << 20
 REPL_TIMEOUT_S_MIN = 60
+REPL_TIMEOUT_S = 7200  # of a server started here: clients may set repl-ping-replica-period up to half of it
 PING_PERIOD_S = 10
 BUSY_MS_MAX = 1000
 START_TIMEOUT_S = 15.0
@@ -112,6 +113,7 @@ def spawn(
     options = {
         "port": "0", "unixsocket": str(socket_path), "unixsocketperm": "700", "save": "", "appendonly": "no",
         "daemonize": "no", "dir": str(directory), "logfile": str(log),
+        "repl-timeout": str(REPL_TIMEOUT_S),
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     log_from = log.stat().st_size if log.exists() else 0

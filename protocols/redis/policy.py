@@ -35,7 +35,12 @@ nothing for it any more. Within MULTI ... EXEC what is read, written or would bl
 block. Everything else there takes the open transaction to a connection of its own.
 """
 
+CONFIG_BOUNDED = "Within bounds: `repl-diskless-sync-delay` 0, `repl-ping-replica-period` 1 to 3600."
+LOADS = "; `reload` without options, or with both `noflush` and `merge`; `loadaof` while the AOF holds everything."
+
 NOTES = {
+    Action.SYNC: "the client is a replica from then on: the leader's data, then its stream, as it is committed",
+    Action.REPLCONF: "what a replica says of itself",
     Action.EVAL: "",
     Action.IF_BLOCK: "with BLOCK: own",
     Action.CONFIG_SET: "parameters below; others only to the value that they have",
@@ -98,7 +103,7 @@ def policy(command: Command) -> tuple[str, str]:
     if command.action in (Action.CONFIG_SET, Action.ACL_CHANGE):
         return "all nodes", note
     if command.way is Way.OWN:
-        return ("own, stays" if command.action is Action.RAW else "own"), note
+        return ("own, stays" if command.action in (Action.RAW, Action.SYNC, Action.REPLCONF) else "own"), note
     names = {Way.READ: "read", Way.WRITE: "write", Way.SESSION: "here", Way.ADMIN: "admin", Way.REFUSE: "refused"}
     return names[command.way], note
 
@@ -118,8 +123,8 @@ def page(commands: Iterable[Command]) -> str:
             continue
         way, note = policy(command)
         lines.append(f"| {command.name.replace('|', ' ').upper()} | {way} | {note} |")
-    lines += ["", "## CONFIG SET", "", _names(lib.session_config_name) + ".", "", "## DEBUG", ""]
-    lines.append(_names(lib.session_debug_name) + "; `reload` without options.")
+    lines += ["", "## CONFIG SET", "", _names(lib.session_config_name) + ".", "", CONFIG_BOUNDED, "", "## DEBUG", ""]
+    lines.append(_names(lib.session_debug_name) + LOADS)
     return "\n".join(lines) + "\n"
 
 

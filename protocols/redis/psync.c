@@ -10,11 +10,15 @@ void psync_begin(struct psync *p, uint32_t answers, bool wants_full) {
     CHECK(answers > 0);
     p->stage = PSYNC_LINES;
     p->wants_full = wants_full;
-    p->asked = false;
+    p->asked = p->relayed = false;
     p->answers_left = answers;
     p->offset = p->rdb_left = 0;
     p->replid[0] = 0;
     p->line_length = p->tail_length = 0;
+}
+
+void psync_relay(struct psync *p) {
+    *p = (struct psync){.stage = PSYNC_LINES, .asked = true, .relayed = true};
 }
 
 /* ---- lines -------------------------------------------------------------------------------------------------------- */
@@ -55,13 +59,13 @@ static bool take_word(const char **at, const char *word) {
 /* "+FULLRESYNC <replid> <offset>" or "+CONTINUE[ <replid>]", whichever was asked for. */
 static enum psync_event line_verdict(struct psync *p) {
     const char *at = p->line;
-    if (p->wants_full && take_word(&at, "+FULLRESYNC ")) {
+    if ((p->wants_full || p->relayed) && take_word(&at, "+FULLRESYNC ")) {
         if (!take_replid(p, &at) || !take_word(&at, " ")) return PSYNC_BAD;
         if (!digits_read((const uint8_t *)at, strlen(at), &p->offset)) return PSYNC_BAD;
         p->stage = PSYNC_RDB_HEAD;
         return PSYNC_MORE;
     }
-    if (!p->wants_full && take_word(&at, "+CONTINUE")) {
+    if ((!p->wants_full || p->relayed) && take_word(&at, "+CONTINUE")) {
         if (*at != 0 && (!take_word(&at, " ") || !take_replid(p, &at) || *at != 0)) return PSYNC_BAD;
         p->stage = PSYNC_LIVE;
         return PSYNC_STREAMS;
@@ -84,7 +88,7 @@ static enum psync_event line_rdb(struct psync *p) {
 
 static enum psync_event line_done(struct psync *p) {
     if (p->line[0] == 0) return PSYNC_MORE; /* "still there" */
-    if (p->stage == PSYNC_RDB_HEAD) return line_rdb(p);
+    if (p->stage == PSYNC_RDB_HEAD || (p->relayed && p->line[0] == '$')) return line_rdb(p);
     if (p->asked) return line_verdict(p);
     if (p->line[0] != '+') return PSYNC_REFUSED;
     p->asked = --p->answers_left == 0;

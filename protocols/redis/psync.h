@@ -29,6 +29,7 @@ struct psync {
     enum psync_stage stage;
     bool wants_full;       /* a FULLRESYNC is what will be asked for, else a CONTINUE */
     bool asked;
+    bool relayed;          /* somebody else asked: it may be either, or SYNC's RDB at once */
     uint32_t answers_left; /* before PSYNC's */
     uint64_t offset;       /* of the RDB */
     char replid[REPLID_BYTES + 1]; /* "": a CONTINUE that did not name one */
@@ -41,6 +42,8 @@ struct psync {
 
 /* `answers` (at least one) come before PSYNC is asked. */
 void psync_begin(struct psync *p, uint32_t answers, bool wants_full);
+/* What is said to another, who has asked for either. */
+void psync_relay(struct psync *p);
 /* Consumes bytes up to the next event, or all; returns how many. Nothing is fed after STREAMS, REFUSED or BAD. */
 size_t psync_feed(struct psync *p, const uint8_t *bytes, size_t length, enum psync_event *event);
 

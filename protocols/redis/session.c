@@ -347,6 +347,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         session_pause(s, answer);
         return failed(answer, "ERR MULTI calls can not be nested");
     }
+    if (info->action == ACTION_SYNC || info->action == ACTION_REPLCONF)
+        return multi_fail(s, more, answer, "-ERR Command not allowed inside a transaction\r\n");
     if (strcmp(info->name, "watch") == 0) {
         s->multi_commands--;
         session_pause(s, answer);
@@ -370,7 +372,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         s->multi_commands++;
         return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
-    if (!carried || !info->in_multi || session_refuses(context, info, request, bytes)) {
+    bool loads = session_loads(info, request, bytes) != LOADS_NOTHING; /* the whole transaction would have to be judged */
+    if (!carried || !info->in_multi || loads || session_refuses(context, info, request, bytes)) {
         char line[TEXT_MAX];
         snprintf(line, sizeof line, "-ERR %s is not supported inside a transaction through musidecar\r\n", info->name);
         return multi_fail(s, more, answer, line);
@@ -426,6 +429,18 @@ static struct session_decision step_refused(const struct command_info *info, str
     char text[TEXT_MAX];
     snprintf(text, sizeof text, "ERR %s is refused: musidecar decides which node leads and what its backend replicates", info->name);
     return failed(answer, text);
+}
+
+static struct session_decision step_debug(const struct session *s, const struct session_context *context, const struct command_info *info,
+                                          const struct resp_request *request, const uint8_t *bytes, struct buffer *answer) {
+    if (session_loads_twice(info, request, bytes))
+        return failed(answer, "ERR Error trying to load the RDB dump: all of it is there already (NOFLUSH without MERGE)");
+    if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
+    enum session_loads loads = session_loads(info, request, bytes);
+    if (loads != LOADS_NOTHING && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    struct session_decision d = travel(info, request, bytes);
+    d.loads = loads;
+    return d;
 }
 
 static struct session_decision step_admin(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
@@ -495,7 +510,11 @@ struct session_decision session_step(struct session *s, const struct session_con
         case WAY_SESSION: return step_state(s, context, info, request, bytes, more, answer);
         case WAY_ADMIN: return step_admin(info, request, bytes);
         case WAY_REFUSE: return step_refused(info, answer);
-        case WAY_OWN: return session_own_enter(s, info, request, bytes);
+        case WAY_OWN:
+            if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
+            if (!session_acknowledges(info, request, bytes)) return session_own_enter(s, info, request, bytes);
+            if (request->argc > 3) return step_refused(info, answer);
+            return (struct session_decision){.verdict = SESSION_NOTHING}; /* it is no replica: it is not answered */
         default: break;
     }
     if (context->busy && strcmp(info->name, "function|stats") == 0) { /* tells what runs, and for how long */
@@ -506,6 +525,6 @@ struct session_decision session_step(struct session *s, const struct session_con
     if (context->busy)
         return failed(answer, BUSY_TEXT);
     if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return session_own_enter(s, info, request, bytes);
-    if (info->action == ACTION_DEBUG && session_refuses(context, info, request, bytes)) return step_refused(info, answer);
+    if (info->action == ACTION_DEBUG) return step_debug(s, context, info, request, bytes, answer);
     return travel(info, request, bytes);
 }

@@ -63,6 +63,7 @@ struct session {
     uint32_t multi_answered;  /* answers already given for them */
     bool multi_asked;         /* the backend is being asked whether it would queue the last one */
     enum session_own own;
+    bool replica;             /* the backend takes its connection for a replica's */
     bool own_multi, own_watch, own_stays; /* what the backend keeps for it */
     bool other_user;          /* the backend checks what it may do */
     bool login, login_before; /* credentials are on their way on the own connection; other_user if they are refused */
@@ -84,6 +85,9 @@ enum session_verdict {
     SESSION_WAIT = 6     /* nothing was done: once it is quiet, this request again */
 };
 
+/* What a request puts in the place of the backend's data. */
+enum session_loads { LOADS_NOTHING = 0, LOADS_RDB = 1 /* what it saves first */, LOADS_AOF = 2 };
+
 struct session_decision {
     enum session_verdict verdict;
     bool close;
@@ -99,6 +103,8 @@ struct session_decision {
     size_t script_length;
     bool flushes_scripts;
     bool travels;               /* ADMIN: where it is done it is logged, and done on every node */
+    enum session_loads loads;   /* SUBMIT: its outcome is looked at before anything behind it counts */
+    bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
     uint32_t pause;             /* once it is done clients are paused, or not any more: see enum pause_kind */
     /* VERIFY by HELLO: what to set once verified */
@@ -136,6 +142,8 @@ struct session_decision session_own_enter(struct session *s, const struct comman
 /* A request of a client that has one. info: NULL if the command is not known. */
 struct session_decision session_own_step(struct session *s, const struct session_context *context, const struct command_info *info,
                                          const struct resp_request *request, const uint8_t *bytes);
+/* REPLCONF that only a replica may say, and which is not answered. */
+bool session_acknowledges(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
 /* The answer to credentials that went over the own connection (`login`); nothing else goes there meanwhile. */
 void session_login_answered(struct session *s, bool refused);
 /* Only a connection of its own can answer this CLIENT ... */
@@ -152,10 +160,17 @@ uint32_t session_pause_append(const struct resp_request *request, const uint8_t 
 uint32_t session_pause_join(uint32_t first, uint32_t second);
 /* CONFIG SET of nothing but what may differ between clusters, and not between nodes. */
 bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes);
-struct word;
-bool session_config_settable(struct word name);
+/* ... its argument i, with the value behind it. */
+bool session_config_settable(const struct resp_request *request, const uint8_t *bytes, uint64_t i);
 /* The i-th parameter that CONFIG SET may change, the i-th DEBUG that passes; NULL behind the last. */
 const char *session_config_name(uint32_t i);
 const char *session_debug_name(uint32_t i);
+
+/* ---- session_load.c ---- */
+
+/* DEBUG RELOAD and LOADAOF, where the data stays what it is. */
+enum session_loads session_loads(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
+/* DEBUG RELOAD NOFLUSH: what it loads is there already, and that ends the server if it is a key. */
+bool session_loads_twice(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
 
 #endif

@@ -32,11 +32,9 @@ static const char *const DEBUG_ALLOWED[] = {
     "listpack", "ziplist", "quicklist", "sdslen", "htstats", "htstats-key", "stringmatch-len", "structsize", "error",
     "replybuffer", "pause-cron", "set-disable-deny-scripts", "client-enforce-reply-list", "dict-resizing", "leak", "jmap", NULL};
 
-static bool debug_refused(const struct resp_request *request, const uint8_t *bytes) {
-    if (request->argc < 2) return false;
-    struct word sub = word_at(request, bytes, 1);
-    if (word_is(sub, "reload")) return request->argc > 2; /* the data as it is: there and back */
-    return !word_in(sub, DEBUG_ALLOWED);
+static bool debug_refused(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    if (request->argc < 2 || session_loads(info, request, bytes) != LOADS_NOTHING) return false;
+    return !word_in(word_at(request, bytes, 1), DEBUG_ALLOWED);
 }
 
 /* By type, by the user that they are logged in as, or by the address of a Unix socket, which all share, the sidecar's own
@@ -63,7 +61,8 @@ static bool kill_refused(const struct session_context *context, const struct res
 bool session_refuses(const struct session_context *context, const struct command_info *info, const struct resp_request *request,
                      const uint8_t *bytes) {
     if (info->way == WAY_REFUSE) return true;
-    if (info->action == ACTION_DEBUG) return debug_refused(request, bytes);
+    if (info->action == ACTION_DEBUG) return debug_refused(info, request, bytes);
+    if (info->action == ACTION_SYNC) return request->argc > 3; /* PSYNC ... FAILOVER */
     if (info->action != ACTION_CLIENT || request->argc < 2) return false;
     struct word sub = word_at(request, bytes, 1);
     return word_is(sub, "kill") && kill_refused(context, request, bytes);
@@ -105,7 +104,9 @@ uint32_t session_pause_join(uint32_t first, uint32_t second) {
 
 /* Parameters that CONFIG SET may change: what the sidecar itself relies on is not among them (R7). */
 static const char *const CONFIG_ALLOWED[] = {
-    "acllog-max-len", "active-defrag-cycle-max", "active-defrag-cycle-min", "active-defrag-ignore-bytes",
+    "acllog-max-len", "aof-load-truncated", "aof-rewrite-incremental-fsync", "aof-timestamp-enabled", "aof-use-rdb-preamble",
+    "appendfsync", "appendonly", "auto-aof-rewrite-min-size", "auto-aof-rewrite-percentage", "no-appendfsync-on-rewrite",
+    "active-defrag-cycle-max", "active-defrag-cycle-min", "active-defrag-ignore-bytes",
     "active-defrag-max-scan-fields", "active-defrag-threshold-lower", "active-defrag-threshold-upper", "active-expire-effort",
     "activedefrag", "activerehashing", "busy-reply-threshold", "close-on-replica-write", "crash-log-enabled",
     "crash-memcheck-enabled", "dynamic-hz", "hash-max-listpack-entries", "hash-max-listpack-value", "hash-max-ziplist-entries",
@@ -114,19 +115,34 @@ static const char *const CONFIG_ALLOWED[] = {
     "lazyfree-lazy-server-del", "lazyfree-lazy-user-del", "lazyfree-lazy-user-flush", "lfu-decay-time", "lfu-log-factor",
     "list-compress-depth", "list-max-listpack-size", "list-max-ziplist-size", "loglevel", "lua-time-limit", "maxmemory",
     "maxmemory-eviction-tenacity", "maxmemory-policy", "maxmemory-samples", "notify-keyspace-events", "proto-max-bulk-len",
-    "rdb-key-save-delay", "rdb-save-incremental-fsync", "rdbchecksum", "rdbcompression", "sanitize-dump-payload", "save",
+    "rdb-key-save-delay", "rdb-save-incremental-fsync", "rdbchecksum", "rdbcompression", "repl-diskless-sync", "sanitize-dump-payload", "save",
     "set-max-intset-entries", "set-max-listpack-entries", "set-max-listpack-value", "slowlog-log-slower-than",
     "slowlog-max-len", "stop-writes-on-bgsave-error", "stream-node-max-bytes", "stream-node-max-entries",
     "tracking-table-max-keys", "zset-max-listpack-entries", "zset-max-listpack-value", "zset-max-ziplist-entries",
     "zset-max-ziplist-value", NULL};
 
-bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes) {
-    for (uint64_t i = 2; i < request->argc; i += 2)
-        if (!session_config_settable(word_at(request, bytes, i))) return false;
-    return true;
+/* ... and those that it may change within bounds. Redis asks its replicas to be patient for repl-timeout. */
+static const struct bounded { const char *name; long long least, most; } CONFIG_BOUNDED[] = {
+    {"repl-diskless-sync-delay", 0, 0}, {"repl-ping-replica-period", 1, 3600}, {"repl-ping-slave-period", 1, 3600}};
+
+static bool within_bounds(struct word name, struct word text) {
+    long long value;
+    for (size_t i = 0; i < sizeof CONFIG_BOUNDED / sizeof *CONFIG_BOUNDED; i++)
+        if (word_is(name, CONFIG_BOUNDED[i].name))
+            return word_number(text, &value) && value >= CONFIG_BOUNDED[i].least && value <= CONFIG_BOUNDED[i].most;
+    return false;
 }
 
-bool session_config_settable(struct word name) { return word_in(name, CONFIG_ALLOWED); }
+bool session_config_settable(const struct resp_request *request, const uint8_t *bytes, uint64_t i) {
+    struct word name = word_at(request, bytes, i);
+    return word_in(name, CONFIG_ALLOWED) || (i + 1 < request->argc && within_bounds(name, word_at(request, bytes, i + 1)));
+}
+
+bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes) {
+    for (uint64_t i = 2; i < request->argc; i += 2)
+        if (!session_config_settable(request, bytes, i)) return false;
+    return true;
+}
 
 const char *session_config_name(uint32_t i) { return i < sizeof CONFIG_ALLOWED / sizeof *CONFIG_ALLOWED ? CONFIG_ALLOWED[i] : NULL; }
 
@@ -242,6 +258,7 @@ static void note(struct session *s, const struct session_context *context, const
             break;
         case ACTION_HELLO: note_hello(s, request, bytes); break;
         case ACTION_CLIENT: note_client(s, request, bytes); break;
+        case ACTION_REPLCONF: s->own_stays = true; break;
         case ACTION_RESET:
             transaction_ends(s);
             s->own_stays = s->reply_off = s->reply_skip = false;
@@ -253,6 +270,24 @@ static void note(struct session *s, const struct session_context *context, const
             break;
         default: break;
     }
+}
+
+/* ---- replicas ------------------------------------------------------------------------------------------------------- */
+
+/* Nothing of the session is set up in front of it: the backend refuses to be replicated from on a connection on which
+ * answers are still to be sent, and a replica's needs none of it. */
+static struct session_decision sync_begin(struct session *s, const struct resp_request *request, const uint8_t *bytes) {
+    s->own = OWN_RAW;
+    s->replica = s->own_stays = true;
+    return (struct session_decision){.verdict = SESSION_OWN, .bytes = bytes, .length = request->length, .writes = true,
+                                     .database_after = -1, .as_default = s->authenticated, .syncs = true};
+}
+
+bool session_acknowledges(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    static const char *const options[] = {"ack", "getack", NULL};
+    for (uint64_t i = 1; info->action == ACTION_REPLCONF && i + 1 < request->argc; i += 2)
+        if (word_in(word_at(request, bytes, i), options)) return true;
+    return false;
 }
 
 /* ---- the way in ----------------------------------------------------------------------------------------------------- */
@@ -273,6 +308,7 @@ static uint32_t append_state(const struct session *s, struct buffer *out) {
 struct session_decision session_own_enter(struct session *s, const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes) {
     if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    if (info->action == ACTION_SYNC) return sync_begin(s, request, bytes);
     bool raw = is_raw(s, info), as_default = s->authenticated;
     buffer_clear(&s->deferred); /* the backend's own answers take the place of what was in it */
     uint32_t swallow = append_state(s, &s->deferred), replies = swallow + 1;
@@ -358,12 +394,43 @@ static struct session_decision own_pause(struct session *s, const struct command
     return d;
 }
 
+/* What a replica says, and who would be one. */
+static struct session_decision own_replica(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                           const uint8_t *bytes) {
+    if (s->replica) return own(s, bytes, request->length);
+    if (info->action == ACTION_REPLCONF) {
+        if (s->own_multi) return refused(s, info);
+        if (!session_acknowledges(info, request, bytes)) {
+            s->own_stays = true;
+            return own(s, bytes, request->length);
+        }
+        if (request->argc > 3) return refused(s, info);
+        return (struct session_decision){.verdict = SESSION_NOTHING}; /* who is no replica yet is not answered */
+    }
+    if (s->own_multi) return own(s, bytes, request->length); /* the backend's own error */
+    if (s->own != OWN_COUNTED) return refused(s, info);
+    if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    return sync_begin(s, request, bytes);
+}
+
+/* Its outcome is judged on the shared connection (load.h). */
+static struct session_decision own_load(struct session *s, const struct command_info *info, const struct resp_request *request,
+                                        const uint8_t *bytes, enum session_loads loads) {
+    if (s->own != OWN_COUNTED || s->own_multi || s->other_user || s->reply_off || s->reply_skip) return refused(s, info);
+    if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    return (struct session_decision){.verdict = SESSION_SUBMIT, .bytes = bytes, .length = request->length, .replies = 1,
+                                     .database_after = -1, .loads = loads};
+}
+
 static struct session_decision step(struct session *s, const struct session_context *context, const struct command_info *info,
                                     const struct resp_request *request, const uint8_t *bytes) {
     if (info == NULL) return own(s, bytes, request->length);
     if (session_refuses(context, info, request, bytes)) return refused(s, info);
     if (info->way == WAY_ADMIN) return own_admin(s, info, request, bytes);
     if (session_pauses(info, request, bytes)) return own_pause(s, info, request, bytes);
+    if (info->action == ACTION_SYNC || info->action == ACTION_REPLCONF) return own_replica(s, info, request, bytes);
+    enum session_loads loads = session_loads(info, request, bytes);
+    if (loads != LOADS_NOTHING) return own_load(s, info, request, bytes, loads);
     if (info->action == ACTION_WAIT && request->argc == 3) return own_wait(s, context);
     bool raw = is_raw(s, info), login = is_login(info, request, bytes);
     if (s->own == OWN_COUNTED && (raw || login) && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};

@@ -76,13 +76,13 @@ SESSION = words(
 )
 OWN = words("""
     blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin migrate monitor
-    psubscribe punsubscribe ssubscribe subscribe sunsubscribe unsubscribe watch
+    psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe watch
 """)
 REFUSE = words("""
     cluster|addslots cluster|addslotsrange cluster|bumpepoch cluster|delslots cluster|delslotsrange cluster|failover
     cluster|flushslots cluster|forget cluster|meet cluster|replicate cluster|reset cluster|saveconfig
     acl|load acl|save config|rewrite module|load module|loadex module|unload script|debug
-    cluster|set-config-epoch cluster|setslot failover psync replconf replicaof shutdown slaveof sync
+    cluster|set-config-epoch cluster|setslot failover replicaof shutdown slaveof
 """)
 ADMIN = words("acl|deluser acl|setuser config|set function|kill script|kill")
 NAMED = {
