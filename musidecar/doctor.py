@@ -271,7 +271,7 @@ def _address(backend: Backend) -> Address:
 
 def _attached(config: Cluster, node: Node, connection: Connection, info: dict[str, str]) -> Iterator[Check]:
     """A server that runs already: its data, its role, what will be set on it."""
-    from musidecar.protocols.redis.driver import count_keys, wanted_settings
+    from musidecar.protocols.redis.driver import count_keys, mode_of, wanted_settings
 
     name = f"node {node.id} backend"
     keys = count_keys(connection)
@@ -283,8 +283,8 @@ def _attached(config: Cluster, node: Node, connection: Connection, info: dict[st
     elif keys:
         remedy = f"musidecar run --config {config.path} --node {node.id} --replace-data (and these keys are gone)"
         yield Check(name, "bad", f"{keys} keys of its own, where node {config.seed}'s data is to go", remedy)
-    if info.get("redis_mode") != "standalone":
-        yield Check(name, "bad", f"runs in {info.get('redis_mode')} mode", "restart it with cluster-enabled no")
+    if (mode := mode_of(info)) != "standalone":
+        yield Check(name, "bad", f"runs in {mode} mode", "restart it with cluster-enabled no")
     if connection.call("ROLE")[0] != b"master":
         yield Check(name, "bad", "is a replica of another server", "REPLICAOF NO ONE, or take that server instead")
     settings = connection.config()

@@ -17,7 +17,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -370,6 +370,11 @@ def _prepare(
     )
 
 
+def mode_of(server: Mapping[str, str]) -> str | None:
+    """What INFO server says it runs as: standalone, cluster, sentinel. Valkey has another name for it."""
+    return server.get("redis_mode", server.get("server_mode"))
+
+
 def _check_version(address: Address, server: dict[str, str]) -> None:
     text = server.get("redis_version", "")
     try:
@@ -379,9 +384,9 @@ def _check_version(address: Address, server: dict[str, str]) -> None:
     if version < VERSION_MIN:
         needed = ".".join(map(str, VERSION_MIN))
         raise BackendError(f"Redis at {address} is version {text or 'unknown'}; {needed} or newer is needed")
-    if server.get("redis_mode") != "standalone":
+    if mode_of(server) != "standalone":
         raise BackendError(
-            f"Redis at {address} runs in {server.get('redis_mode')} mode; only a standalone one can be used"
+            f"Redis at {address} runs in {mode_of(server)} mode; only a standalone one can be used"
         )
 
 

@@ -109,6 +109,9 @@ def capture(address: Address, at_least: int = 0, *, wait_s: float = 2.0, silence
     wait_offset(address, at_least, wait_s)
     with Connection(address, max(wait_s, 1.0)) as connection:
         connection.call("REPLCONF", "capa", "eof", "capa", "psync2")
+        if version := connection.info("server").get("valkey_version"):
+            # Else it writes for the oldest replica, and breaks off at what that would not know (fields that expire).
+            connection.call("REPLCONF", "version", version)
         sock = connection.sock.dup()
     taking = Capture("", 0, sock, b"", silence_s)
     try:

@@ -265,6 +265,9 @@ def test_an_old_version_is_refused() -> None:
         with pytest.raises(BackendError, match=r"7\.0 or newer"):
             driver._check_version(address, {"redis_version": version, "redis_mode": "standalone"})
     driver._check_version(address, {"redis_version": "10.1.0", "redis_mode": "standalone"})
+    driver._check_version(address, {"redis_version": "7.2.4", "server_name": "valkey", "server_mode": "standalone"})
+    with pytest.raises(driver.BackendError, match="cluster mode"):
+        driver._check_version(address, {"redis_version": "7.2.4", "server_mode": "cluster"})
 
 
 def test_what_is_no_redis(tmp_path: Path) -> None:
