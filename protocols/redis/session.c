@@ -98,6 +98,7 @@ static void name_set(struct session *s, struct word w) {
     s->name[w.length] = 0;
 }
 
+#define REFUSED_TEXT " is refused: musidecar decides which node leads and what its backend replicates"
 #define BUSY_TEXT "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
 static const char *const NAME_TEXT = "ERR Client names cannot contain spaces, newlines or special characters.";
 
@@ -173,6 +174,7 @@ void session_verified(struct session *s, const struct session_context *context, 
 
 static void multi_forget(struct session *s) {
     s->in_multi = s->multi_broken = s->multi_writes = false;
+    s->multi_refused = NULL;
     s->multi_commands = s->multi_answered = 0;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
@@ -293,6 +295,13 @@ static struct session_decision step_exec(struct session *s, const struct session
         multi_forget(s);
         return failed(answer, "EXECABORT Transaction discarded because of: " BUSY_TEXT);
     }
+    if (s->multi_refused != NULL) {
+        char text[TEXT_MAX];
+        snprintf(text, sizeof text, "EXECABORT Transaction discarded because of: %s" REFUSED_TEXT, s->multi_refused);
+        session_pause(s, answer);
+        multi_forget(s);
+        return failed(answer, text);
+    }
     if (s->multi_broken) {
         session_pause(s, answer);
         multi_forget(s);
@@ -372,6 +381,12 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         s->multi_commands++;
         return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
+    if (info->way == WAY_REFUSE) { /* Redis queues it, and would do it at EXEC: so it is at EXEC that it is refused */
+        if (!s->multi_broken) s->multi_refused = info->name;
+        s->multi_broken = true;
+        buffer_clear(&s->block);
+        return multi_answer(s, more, answer, "+QUEUED\r\n");
+    }
     bool loads = session_loads(info, request, bytes) != LOADS_NOTHING; /* the whole transaction would have to be judged */
     if (!carried || !info->in_multi || loads || session_refuses(context, info, request, bytes)) {
         char line[TEXT_MAX];
@@ -427,7 +442,7 @@ static struct session_decision travel(const struct command_info *info, const str
 
 static struct session_decision step_refused(const struct command_info *info, struct buffer *answer) {
     char text[TEXT_MAX];
-    snprintf(text, sizeof text, "ERR %s is refused: musidecar decides which node leads and what its backend replicates", info->name);
+    snprintf(text, sizeof text, "ERR %s" REFUSED_TEXT, info->name);
     return failed(answer, text);
 }
 

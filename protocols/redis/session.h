@@ -57,6 +57,7 @@ struct session {
     uint8_t protocol; /* 2 or 3 */
     bool authenticated;
     bool in_multi, multi_broken, multi_writes;
+    const char *multi_refused; /* of the command table: the transaction is broken by this one, as its EXEC will say */
     int32_t multi_database;   /* SELECT inside the transaction: the database after it, else -1 */
     uint32_t multi_pause;     /* CLIENT PAUSE inside the transaction: see enum pause_kind */
     uint32_t multi_commands;  /* MULTI itself included */

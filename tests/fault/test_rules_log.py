@@ -225,3 +225,12 @@ def test_rule_19_a_difference_behind_equal_logs_is_named(shared_bed: Testbed) ->
     with contextlib.suppress(redis.ResponseError):
         backend.delete("rule 19")
         raise AssertionError("the follower's server still takes writes")
+
+
+def test_rule_07_what_is_refused_breaks_its_transaction(shared_bed: Testbed, node: NodeStatus) -> None:
+    """As Redis queues it and would do it at EXEC, it is at EXEC that the client is told."""
+    lines = [b"MULTI", b"SET refused 1", b"REPLICAOF NO ONE", b"GET refused", b"EXEC", b"GET refused", b"PING"]
+    answers = ask(node, *(tuple(line.split()) for line in lines))
+    assert answers[:4] == [b"+OK", b"+QUEUED", b"+QUEUED", b"+QUEUED"], answers
+    assert answers[4].startswith(b"-EXECABORT") and b"replicaof is refused" in answers[4], answers
+    assert answers[5:] == [b"$-1", b"+PONG"], answers
