@@ -352,7 +352,9 @@ struct engine {
     uint64_t now_us, now_ns, tick_us, tick_cpu_us, busy_until_us;
     uint64_t quiet_until_us; /* until then the control plane is left asleep */
     bool untold;             /* it has events to read */
-    bool hurried;            /* it has the larger share */
+    bool hurried;            /* this thread has the larger share ... */
+    int32_t hurried_child;   /* ... and so has this process, whose nice was: */
+    int hurried_nice;
     atomic_bool stopping;
 
     struct client *clients; /* clients_max slots */
@@ -424,6 +426,7 @@ void engine_update_eligible(struct engine *e);
 /* socket.c */
 void source_watch(struct engine *e, struct source *s, uint32_t interest);
 void source_close(struct engine *e, struct source *s);
+int32_t socket_child(const struct socket *s); /* the process at its other end if it is a child of this one, or 0 */
 int backend_connect(struct engine *e); /* a non-blocking socket to the own backend, or -1 */
 void append_command(struct buffer *out, uint32_t count, ...); /* strings, as an array of bulks */
 uint32_t append_auth(struct engine *e, struct buffer *out);   /* AUTH if one is configured; how many replies it brings */

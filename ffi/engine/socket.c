@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "engine/engine_state.h"
@@ -52,6 +53,15 @@ int backend_connect(struct engine *e) {
     const struct engine_config *config = &e->config;
     if (config->backend_path[0]) return connect_unix(config->backend_path);
     return connect_tcp(config->backend_host, (uint16_t)config->backend_port);
+}
+
+int32_t socket_child(const struct socket *s) {
+    struct ucred other;
+    socklen_t length = sizeof other;
+    if (s->source.fd < 0 || getsockopt(s->source.fd, SOL_SOCKET, SO_PEERCRED, &other, &length) != 0 || other.pid <= 0) return 0;
+    siginfo_t info = {0};
+    bool child = waitid(P_PID, (id_t)other.pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0; /* and runs */
+    return child ? other.pid : 0;
 }
 
 void append_command(struct buffer *out, uint32_t count, ...) {
