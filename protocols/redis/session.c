@@ -332,6 +332,14 @@ static bool multi_select(struct session *s, const struct session_context *contex
     return true;
 }
 
+/* Redis queues it, and would do it at EXEC: so it is at EXEC that it is refused. */
+static struct session_decision multi_refuse(struct session *s, const struct command_info *info, bool more, struct buffer *answer) {
+    if (!s->multi_broken) s->multi_refused = info->name;
+    s->multi_broken = true;
+    buffer_clear(&s->block);
+    return multi_answer(s, more, answer, "+QUEUED\r\n");
+}
+
 /* A command inside MULTI ... EXEC. */
 static struct session_decision step_queue(struct session *s, const struct session_context *context,
                                           const struct command_info *info, const struct resp_request *request,
@@ -381,12 +389,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         s->multi_commands++;
         return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
-    if (info->way == WAY_REFUSE) { /* Redis queues it, and would do it at EXEC: so it is at EXEC that it is refused */
-        if (!s->multi_broken) s->multi_refused = info->name;
-        s->multi_broken = true;
-        buffer_clear(&s->block);
-        return multi_answer(s, more, answer, "+QUEUED\r\n");
-    }
+    if (info->way == WAY_REFUSE) return multi_refuse(s, info, more, answer);
     bool loads = session_loads(info, request, bytes) != LOADS_NOTHING; /* the whole transaction would have to be judged */
     if (!carried || !info->in_multi || loads || session_refuses(context, info, request, bytes)) {
         char line[TEXT_MAX];
