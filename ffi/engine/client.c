@@ -38,22 +38,31 @@ static struct client *client_new(struct engine *e) {
     return c;
 }
 
-static void describe_peer(struct client *c, const struct sockaddr_storage *address) {
+static void address_text(const struct sockaddr_storage *address, char *out, size_t room) {
+    char host[INET6_ADDRSTRLEN] = "";
+    const struct sockaddr_in *four = (const struct sockaddr_in *)address;
+    const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)address;
     if (address->ss_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)address;
-        char host[INET_ADDRSTRLEN];
-        inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
-        snprintf(c->session.peer, sizeof c->session.peer, "%s:%u", host, ntohs(in->sin_port));
-    } else {
-        snprintf(c->session.peer, sizeof c->session.peer, "socket:0");
+        inet_ntop(AF_INET, &four->sin_addr, host, sizeof host);
+        snprintf(out, room, "%s:%u", host, ntohs(four->sin_port));
+    } else if (address->ss_family == AF_INET6) {
+        inet_ntop(AF_INET6, &six->sin6_addr, host, sizeof host);
+        snprintf(out, room, "[%s]:%u", host, ntohs(six->sin6_port));
     }
+}
+
+/* The addresses that it is connected by. */
+void client_describe(const struct client *c, struct own_peer *peer) {
+    struct sockaddr_storage address;
+    socklen_t length = sizeof address;
+    if (getpeername(c->socket.source.fd, (struct sockaddr *)&address, &length) == 0) address_text(&address, peer->addr, sizeof peer->addr);
+    length = sizeof address;
+    if (getsockname(c->socket.source.fd, (struct sockaddr *)&address, &length) == 0) address_text(&address, peer->laddr, sizeof peer->laddr);
 }
 
 void client_accept(struct engine *e, struct source *listener) {
     for (int i = 0; i < ACCEPTS_A_TURN; i++) {
-        struct sockaddr_storage address;
-        socklen_t length = sizeof address;
-        int fd = accept4(listener->fd, (struct sockaddr *)&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC), one = 1;
+        int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), one = 1;
         if (fd < 0) return;
         struct client *c = client_new(e);
         if (c == NULL) {
@@ -65,7 +74,6 @@ void client_accept(struct engine *e, struct source *listener) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         c->socket.source.fd = fd;
         session_open(&c->session, ++e->next_client_id, &e->context);
-        describe_peer(c, &address);
         source_watch(e, &c->socket.source, EPOLLIN);
         e->counters.clients++;
     }

@@ -46,7 +46,7 @@ void client_pause_answered(struct engine *e, uint32_t pause, uint8_t reply_type)
         e->more = true;
         return;
     }
-    uint64_t until_us = e->now_us + (uint64_t)(pause >> PAUSE_KIND_BITS) * 1000;
+    uint64_t until_us = clock_ns() / 1000 + (uint64_t)(pause >> PAUSE_KIND_BITS) * 1000;
     if (until_us > p->until_us) p->until_us = until_us;
     if (kind == PAUSE_ALL && !p->all) {
         p->all = true;

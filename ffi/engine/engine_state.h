@@ -11,7 +11,8 @@
  *   handover.c  leadership handed over by plan                    own.c       clients with a connection of their own
  *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
  *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
- *   own_replica.c  ... that replicate from the leader             engine.c    the object and its loop
+ *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
+ *   engine.c    the object and its loop
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -44,6 +45,7 @@
  * that monitors is not shown it (own.c). */
 #define ASK_ROLE "*1\r\n$4\r\nRoLE\r\n"
 #define ASK_PING "*1\r\n$4\r\nPiNG\r\n"
+#define ASK_ID "*2\r\n$6\r\nCLiENT\r\n$2\r\nID\r\n"
 
 /* ---- things that epoll knows ----------------------------------------------------------------------------------- */
 
@@ -100,6 +102,7 @@ struct client {
     struct queue pending;   /* forwarded, in order */
     struct buffer local;    /* bytes of pending local answers */
     struct buffer unanswered; /* frames of forwarded requests, should they have to go to another leader */
+    uint64_t described_term;  /* whose leader knows this client's addresses */
     uint64_t sent_term;       /* ... whose present one leads in this term */
     bool unsettled;           /* ... has gone: nothing else of this client goes on before they do */
     struct socket *verify;  /* the backend is looking at this client's credentials */
@@ -446,6 +449,7 @@ struct client *client_find(struct engine *e, uint32_t slot, uint32_t generation)
 void client_answered(struct engine *e, struct client *c, int32_t database_after, uint8_t reply_type);
 void client_answer(struct engine *e, struct client *c, const void *bytes, size_t length);
 void client_verify_event(struct engine *e, struct client *c);
+void client_describe(const struct client *c, struct own_peer *peer);
 struct client *client_of_verify(struct engine *e, struct source *s);
 
 /* turn.c */
@@ -608,6 +612,13 @@ bool handover_completed(struct engine *e);                /* this node led: has 
 /* pause.c */
 void pause_want(struct engine *e, bool paused);
 void pause_tick(struct engine *e);
+
+/* client_list.c */
+/* The answer to CLIENT LIST or INFO as its client is given it, which has the number `asks`, and of whose buffers at the
+ * backend the sidecar had filled `added` bytes with requests and `unseen` with answers; peers: clients with a connection of
+ * their own, put in order. False: as it is. */
+bool client_list_edit(struct own_peer *peers, size_t count, uint64_t asks, size_t added, size_t unseen, const uint8_t *reply,
+                      size_t length, struct buffer *out);
 
 /* client_pause.c */
 static inline bool client_pause_on(const struct engine *e) { return e->client_pause.until_us != 0 || e->client_pause.unanswered != 0; }

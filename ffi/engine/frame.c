@@ -2,6 +2,7 @@
 #include "engine/frame.h"
 
 #include "engine/origin.h"
+#include "engine/own.h"
 #include "protocols/redis/session.h"
 
 #include <string.h>
@@ -39,6 +40,7 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_HELD:
         case FRAME_CATCH_UP:
         case FRAME_CAUGHT_UP: return f->length == 0;
+        case FRAME_OWN_PEER: return f->length == sizeof(struct own_peer);
         case FRAME_SNAPSHOT: return true;
     }
     return false;

@@ -188,6 +188,7 @@ static bool frame_handle(struct engine *e, uint32_t peer, const struct frame *f,
         case FRAME_OWN_PUSH:
         case FRAME_OWN_END:
         case FRAME_OWN_EOF:
+        case FRAME_OWN_PEER:
         case FRAME_OWN_GONE:
         case FRAME_OWN_TAKEN: own_frame(e, peer, f, payload); break;
         case FRAME_SERVING:

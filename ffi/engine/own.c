@@ -11,7 +11,7 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; bool stands_in; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, asks_id; };
 
 struct own {
     struct socket socket;
@@ -24,6 +24,8 @@ struct own {
     bool paused;
     bool whole; /* what came last ended a line or an answer */
     bool lent;  /* its client did not ask for it: it is paused */
+    struct own_peer peer;
+    size_t unseen; /* bytes of answers in front of this one that its client is not given */
     struct buffer edited; /* an answer that is not passed on as it comes, so far */
     uint64_t sync_at; /* as `sent`: here it asks to be a replica; 0: it does not */
     struct own_replica *replica; /* it has asked */
@@ -108,8 +110,12 @@ static struct own *own_open(struct engine *e, const struct destination *to, bool
     own->whole = true;
     resp_reply_reset(&own->reply);
     uint32_t replies = as_default ? append_auth(e, &own->socket.out) : 0;
+    if (as_default) buffer_text(&own->socket.out, ASK_ID);
     own->appended = buffer_length(&own->socket.out);
     if (replies > 0) *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){.replies = replies, .swallow = replies};
+    if (as_default) *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){.replies = 1, .swallow = 1, .asks_id = true};
+    const struct client *c = to->node == e->self ? client_find(e, to->slot, to->generation) : NULL;
+    if (c != NULL) client_describe(c, &own->peer);
     own->next = e->owns.first;
     if (own->next != NULL) own->next->previous = own;
     e->owns.first = own;
@@ -139,7 +145,8 @@ static void own_end(struct engine *e, struct own *own) {
 
 /* A line of MONITOR about what the sidecar itself asks. */
 static bool is_ours(const uint8_t *bytes, size_t length) {
-    static const char *const asked[] = {"] \"RoLE\"\r\n", "] \"PiNG\"\r\n", "] \"SeTRaNGe\" \"\" \"0\" \"\"\r\n"};
+    static const char *const asked[] = {"] \"RoLE\"\r\n", "] \"PiNG\"\r\n", "] \"SeTRaNGe\" \"\" \"0\" \"\"\r\n",
+                                        "] \"CLiENT\" \"ID\"\r\n"};
     for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
         const size_t tail = strlen(asked[i]);
         if (length > tail && bytes[0] == '+' && memcmp(bytes + length - tail, asked[i], tail) == 0) return true;
@@ -147,15 +154,35 @@ static bool is_ours(const uint8_t *bytes, size_t length) {
     return false;
 }
 
-/* Part of an answer to a stand-in, which its client is not given as it is. */
-static void own_stand_in(struct engine *e, struct own *own, struct arrival a, const uint8_t *bytes, bool done) {
+/* CLIENT LIST or INFO, as it would be without a sidecar. */
+static void own_list(struct engine *e, struct own *asks, size_t added) {
+    struct buffer peers = {0}, out = {0};
+    for (const struct own *own = e->owns.first; own != NULL; own = own->next)
+        if (own->peer.id != 0 && own->peer.addr[0] != 0) buffer_append(&peers, &own->peer, sizeof own->peer);
+    if (client_list_edit((struct own_peer *)(void *)buffer_bytes(&peers), buffer_length(&peers) / sizeof(struct own_peer), asks->peer.id,
+                         added, asks->unseen, buffer_bytes(&asks->edited), buffer_length(&asks->edited), &out)) {
+        buffer_free(&asks->edited);
+        asks->edited = out;
+    }
+    buffer_free(&peers);
+}
+
+/* Part of an answer which its client is not given as it is. */
+static void own_edit(struct engine *e, struct own *own, const struct own_expect *x, struct arrival a, const uint8_t *bytes, bool done) {
     buffer_append(&own->edited, bytes, a.bytes);
     if (!done) return;
-    stand_in_edit(&own->edited);
+    if (x->asks_id) {
+        own->peer.id = *buffer_bytes(&own->edited) == ':' ? strtoull((const char *)buffer_bytes(&own->edited) + 1, NULL, 10) : 0;
+        buffer_clear(&own->edited);
+        return;
+    }
+    if (x->lists) own_list(e, own, x->added);
+    else stand_in_edit(&own->edited);
     a.bytes = buffer_length(&own->edited);
     a.type = *buffer_bytes(&own->edited);
     arrive(e, own, &a, buffer_bytes(&own->edited));
     buffer_clear(&own->edited);
+    buffer_trim(&own->edited, 4096);
 }
 
 static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
@@ -178,9 +205,10 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
             a.database_after = x->database_after;
         }
         bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
-        if (shown && counted && x->stands_in) own_stand_in(e, own, a, bytes, done);
+        if (counted && (x->asks_id || (shown && (x->stands_in || x->lists)))) own_edit(e, own, x, a, bytes, done);
         else if (shown) arrive(e, own, &a, bytes);
         own->whole = done;
+        own->unseen = !shown ? own->unseen + used : done ? 0 : own->unseen;
         if (done && counted) {
             if (x->swallow > 0) x->swallow--;
             if (--x->replies == 0) {
@@ -333,7 +361,8 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
         if (e->big.active) return e->stalled = true, false;
         if (!script_log(e, d)) return false;
     }
-    if (own == NULL) own = own_open(e, to, d->as_default);
+    size_t added = d->added;
+    if (own == NULL && (own = own_open(e, to, d->as_default)) != NULL) added += buffer_length(&own->socket.out);
     bool takes = own != NULL && buffer_length(&own->socket.out) + d->length <= WAITING_BYTES_MAX + e->config.client_input_bytes_max;
     if (!takes) {
         if (own != NULL) own_end(e, own);
@@ -347,7 +376,8 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     buffer_append(&own->socket.out, d->bytes, d->length);
     own->appended += d->length;
     if (d->replies > 0)
-        *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, d->stands_in};
+        *(struct own_expect *)queue_push(&own->expects) =
+            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, false};
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,
@@ -388,6 +418,7 @@ bool own_borrow(struct engine *e, const struct request *r) {
     d.replies += 2;
     d.swallow += 2;
     d.as_default = true;
+    d.added = (uint32_t)n;
     bool taken = own_stage(e, &r->from, &d, true);
     buffer_free(&bytes);
     struct client *c = taken && r->from.node == e->self ? client_find(e, r->from.slot, r->from.generation) : NULL;
@@ -468,16 +499,23 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     }
     uint32_t leader = link_leader(e);
     if (leader == REPLICA_NOBODY || e->leader_silent_us != 0) return false;
-    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
+    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) |
+                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
                           .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
-                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
+                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : d->lists ? d->added : 0,
                           .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term, .pause = d->pause};
-    c->sent_term = frame.term;
+    bool described = c->described_term == frame.term;
+    c->sent_term = c->described_term = frame.term;
     if (d->replies > d->swallow)
         *(struct pending *)queue_push(&c->pending) = (struct pending){.sequence = c->sequence, .database_after = d->database_after};
     link_send(e, leader, &frame, d->bytes);
     e->counters.forwarded++;
+    if (described) return true;
+    struct own_peer peer = {0};
+    client_describe(c, &peer);
+    link_send(e, leader, &(struct frame){.type = FRAME_OWN_PEER, .length = sizeof peer, .slot = c->slot, .generation = c->generation,
+                                         .term = frame.term}, &peer);
     return true;
 }
 
@@ -525,6 +563,16 @@ void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t le
     buffer_append(&c->socket.out, bytes, length);
 }
 
+/* What another node says is judged: a client is shown it. */
+static void own_describe(struct engine *e, const struct destination *to, const uint8_t *payload) {
+    struct own *own = own_find(e, to->node, to->slot, to->generation);
+    if (own == NULL) return;
+    uint64_t id = own->peer.id;
+    memcpy(&own->peer, payload, sizeof own->peer);
+    own->peer.id = id;
+    own->peer.addr[sizeof own->peer.addr - 1] = own->peer.laddr[sizeof own->peer.laddr - 1] = 0;
+}
+
 void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
     if (f->type == FRAME_OWN_PUSH || f->type == FRAME_OWN_END) {
         struct client *c = client_find(e, f->slot, f->generation);
@@ -540,6 +588,7 @@ void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uin
     if (!engine_leads(e) || f->term != e->term) return; /* its node learns who serves, and closes the client */
     struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
     if (f->type == FRAME_OWN_GONE) return own_close(e, &from);
+    if (f->type == FRAME_OWN_PEER) return own_describe(e, &from, payload);
     if (f->type == FRAME_OWN_EOF) return own_eof(e, &from);
     if (f->type == FRAME_OWN_TAKEN) return own_taken(e, &from, f->sequence);
 }
@@ -551,7 +600,8 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
     struct session_decision d = {.verdict = SESSION_OWN, .bytes = payload, .length = f->length, .replies = f->replies,
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
-                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause};
+                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS,
+                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;
     return true;

@@ -15,6 +15,11 @@
 
 struct own;
 
+struct own_peer { /* as CLIENT LIST shows its client */
+    uint64_t id; /* the backend's; 0: not known */
+    char addr[64], laddr[64]; /* "127.0.0.1:51234"; "": not known */
+};
+
 enum arrival_kind { ARRIVAL_PART, ARRIVAL_LAST /* with this an answer is complete */, ARRIVAL_PUSH /* not counted */, ARRIVAL_END };
 
 struct owns {

@@ -73,7 +73,6 @@ struct session {
     struct buffer block;      /* the transaction so far, as it will travel */
     struct buffer deferred;   /* answers not given yet: the client had more to say already */
     char name[SESSION_NAME_MAX];
-    char peer[64];            /* "127.0.0.1:51234", for CLIENT INFO */
 };
 
 enum session_verdict {
@@ -107,6 +106,8 @@ struct session_decision {
     enum session_loads loads;   /* SUBMIT: its outcome is looked at before anything behind it counts */
     bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
+    bool lists;                 /* OWN: CLIENT LIST or INFO, whose answer shows the sidecar's connections ... */
+    uint32_t added;             /* ... and, with it, bytes in front of the request that its client has not sent */
     uint32_t pause;             /* once it is done clients are paused, or not any more: see enum pause_kind */
     /* VERIFY by HELLO: what to set once verified */
     uint8_t hello_protocol;     /* 0: plain AUTH */

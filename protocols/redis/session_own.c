@@ -305,6 +305,11 @@ static uint32_t append_state(const struct session *s, struct buffer *out) {
     return 3;
 }
 
+static bool lists_clients(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    if (info->action != ACTION_CLIENT || request->argc < 2) return false;
+    return word_is(word_at(request, bytes, 1), "list") || word_is(word_at(request, bytes, 1), "info");
+}
+
 struct session_decision session_own_enter(struct session *s, const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes) {
     if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
@@ -340,6 +345,8 @@ struct session_decision session_own_enter(struct session *s, const struct comman
                                      .replies = raw ? swallow : replies,
                                      .swallow = swallow,
                                      .database_after = -1,
+                                     .lists = !s->own_multi && replies == swallow + 1 && lists_clients(info, request, bytes),
+                                     .added = (uint32_t)(buffer_length(&s->block) - request->length),
                                      .as_default = as_default};
 }
 
@@ -438,6 +445,7 @@ static struct session_decision step(struct session *s, const struct session_cont
     if (login) note_login(s);
     struct session_decision d = own(s, bytes, request->length);
     if (s->own == OWN_COUNTED) d.replies = count_answers(s, info, request, bytes, d.replies);
+    d.lists = d.replies == 1 && !s->own_multi && lists_clients(info, request, bytes);
     if (info->action == ACTION_EXEC) d.database_after = s->multi_database;
     if (info->action == ACTION_EXEC && d.replies > 0) d.pause = s->multi_pause;
     note(s, context, info, request, bytes);

@@ -278,6 +278,28 @@ def test_a_setting_that_the_sidecar_keeps_may_be_set_to_what_it_is(shared_bed: T
         assert setting(backend) == value
 
 
+def test_clients_see_themselves_as_without_a_sidecar(shared_bed: Testbed, node: NodeStatus) -> None:
+    """With the addresses that they are connected by, among those of other nodes, and none of the sidecar's own."""
+    status = shared_bed.status()
+    with Line(leader_of(status)) as here, Line(a_follower_of(status)) as there, Line(node) as asks:
+        for line in (here, there):
+            line.ask("CLIENT SETNAME waits")
+            line.say("BLPOP q 0")
+        wait_until("both wait", lambda: blocked(shared_bed) == 2, WAIT_S)
+        asks.say("SELECT 3", "CLIENT INFO")
+        own = dict(word.partition("=")[::2] for word in asks.hear(4)[2].split(" "))
+        assert own["addr"] == "{}:{}".format(*asks.connection.getsockname()) and own["laddr"] == node.client
+        assert (own["flags"], own["db"], own["cmd"], own["qbuf"]) == ("N", "3", "client|info", "26")
+        rows = shared_bed.client(node).client_list()
+        waiting = {row["addr"]: row for row in rows if row["name"] == "waits"}
+        assert set(waiting) == {"{}:{}".format(*line.connection.getsockname()) for line in (here, there)}
+        assert {row["flags"] for row in waiting.values()} == {"b"} and own["id"] in {row["id"] for row in rows}
+        assert not any("musidecar" in row["name"] or "S" in row["flags"] for row in rows), rows
+        assert asks.ask("HELLO 3", 26)[0] == "%7"
+        assert asks.ask("CLIENT INFO")[0].startswith("=") and asks.hear()[0].startswith("txt:id=")
+        assert asks.hear() == [""] and asks.ask("CLIENT LIST ID x")[0].startswith("-ERR")
+
+
 def test_clients_of_a_user_are_killed_and_nobody_else(shared_bed: Testbed, node: NodeStatus) -> None:
     admin = shared_bed.client(node)
     admin.acl_setuser("brief", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
