@@ -200,6 +200,7 @@ static void tick(struct engine *e, uint64_t interval_us) {
     suspects_check(e);
     damage_check(e);
     member_tick(e);
+    takeover_tick(e);
     pause_tick(e);
     member_watch(e);
     admin_tick(e);

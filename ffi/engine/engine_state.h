@@ -27,6 +27,7 @@
 #include "engine/claim.h"
 #include "engine/engine.h"
 #include "engine/frame.h"
+#include "engine/handover.h"
 #include "engine/histogram.h"
 #include "engine/own.h"
 #include "engine/payload.h"
@@ -286,30 +287,6 @@ struct log_state { /* what the committed log says; the same on every replica at 
 
 enum takeover_stage { TAKE_IDLE, TAKE_FEED, TAKE_PROMOTE, TAKE_ATTACH, TAKE_EPOCH, TAKE_RERUN_LOG, TAKE_RERUN, TAKE_SERVING };
 
-/* ---- a planned hand-over ----------------------------------------------------------------------------------------------- */
-
-enum handover_stage {
-    HANDOVER_NONE,
-    HANDOVER_PREPARE, /* leader: the successor catches up, requests go on */
-    HANDOVER_HOLD,    /* ... requests wait, what is in flight is being done */
-    HANDOVER_YIELD,   /* ... nothing is in flight, the successor may take over */
-    HANDOVER_GONE     /* it has; it does not serve yet */
-};
-struct handover {
-    enum handover_stage stage; /* at the leader, or who was it */
-    uint32_t target, attempt;  /* attempt: tells its frames from those of an earlier one */
-    uint32_t held;             /* bit i: node i keeps its clients' requests back, and all of them are answered */
-    uint64_t number, deadline_us, hold_limit_us, since_us;
-    uint64_t offset;           /* end of the last EFFECT when nothing was in flight any more ... */
-    char replid[REPLID_BYTES + 1]; /* ... and the history it is of */
-    bool waits;                /* clients' requests wait: here, at the leader and at every other node */
-    bool answered;             /* elsewhere: HELD was sent */
-    bool asked, commanded;     /* at the successor: it is to catch up, and to take over then */
-    uint32_t by, by_attempt;   /* elsewhere: whose hand-over it is */
-    uint64_t until_us;         /* elsewhere: forget it then */
-    uint64_t wanted_offset;    /* at the successor */
-};
-
 struct patience { /* engine.c, look_before_sleep() */
     uint32_t in_a_row;  /* one request at a time was under way, so often */
     uint32_t credit[2]; /* of waiting for a client; for the backend */
@@ -398,6 +375,9 @@ struct engine {
     enum takeover_stage takeover;
     uint64_t takeover_since_us;
     enum backend_state backend;
+    char led_replid[REPLID_BYTES + 1]; /* the history of the own backend, since it led in a term that is over; "": of none */
+    uint64_t resort_us;                /* since when no node may lead but this one, with that backend; 0: not so */
+    bool resumes;                      /* it does: what it may have run already is not run again */
     bool serving_told;
     uint64_t leader_silent_us; /* since when whoever serves is not taken for alive; 0: it is */
     uint64_t snapshot_us;
@@ -583,6 +563,7 @@ void config_wrong_end(struct engine *e, const struct admin_expect *x, const uint
 /* takeover.c */
 void takeover_follow_role(struct engine *e);
 void takeover_step(struct engine *e);
+void takeover_tick(struct engine *e);
 void takeover_role(struct engine *e, bool is_master, uint64_t offset, bool connected);
 void takeover_promoted(struct engine *e);
 void takeover_attached(struct engine *e, bool continued);
@@ -598,16 +579,6 @@ void member_watch(struct engine *e);
 void member_asked(struct engine *e, uint32_t peer, uint64_t incarnation);
 void member_applied(struct engine *e, const struct record_header *record);
 void member_status(const struct engine *e, struct engine_status *s);
-
-/* handover.c */
-void handover_begin(struct engine *e, const struct control *c);
-void handover_frame(struct engine *e, uint32_t peer, const struct frame *f);
-void handover_step(struct engine *e);                     /* once a turn */
-void handover_role(struct engine *e, uint64_t offset);    /* the own backend, a replica, has applied up to there */
-void handover_link_closed(struct engine *e, uint32_t peer);
-void handover_serves(struct engine *e, uint32_t peer);    /* a node, this one included, serves in its term */
-void handover_cancel(struct engine *e, const char *why);  /* while this node leads, or because it stops to */
-bool handover_completed(struct engine *e);                /* this node led: has it handed over with nothing in flight? */
 
 /* pause.c */
 void pause_want(struct engine *e, bool paused);

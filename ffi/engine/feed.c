@@ -78,6 +78,7 @@ void feed_rdb_failed(struct engine *e, uint64_t number) {
 
 static void feed_follow(struct engine *e) {
     e->feed.stays = false;
+    e->led_replid[0] = 0;
     char port[16];
     snprintf(port, sizeof port, "%u", e->config.feed_port);
     struct buffer follow = {0};

@@ -3,16 +3,45 @@
  * EFFECT and wait until it has applied it; promote it; attach to its stream; log the EPOCH; log which commands no EFFECT
  * covers and run them, once ever (R13); only then serve. Stepping down closes whatever waits with an unknown outcome
  * (R10) and leaves the backend dirty unless it was still a replica (R16).
+ *
+ * The last resort: leaders that lost their majority one after the other leave dirty backends behind, and a node that forgot
+ * meanwhile an empty one; then none could be filled from another. But as long as the log's last EPOCH is that of such a
+ * backend, the backend holds all of the log, and beyond it only what nobody was told of. Where no node that is there may
+ * lead otherwise it leads again, with the backend as it is: what that did beyond the log is logged, as its effects
+ * always are, and what it may have run already is not run again.
  */
 #include "engine/engine_state.h"
 #include "plant.h"
 
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
+#define RESORT_AFTER_US 500000u
+
+/* Is the log's last history that of the own backend, which has gone on by itself since? */
+static bool led_last(const struct engine *e) {
+    const struct log_state *log = &e->log;
+    if (e->backend != BACKEND_DIRTY || e->led_replid[0] == 0 || log->epochs_kept == 0) return false;
+    const struct epoch_mark *last = &log->epochs[log->epochs_kept - 1];
+    return last->leader == e->self && memcmp(last->replid, e->led_replid, REPLID_BYTES) == 0;
+}
+
+static bool last_resort(const struct engine *e) {
+    return led_last(e) && e->resort_us != 0 && e->now_us - e->resort_us >= RESORT_AFTER_US;
+}
+
 void engine_update_eligible(struct engine *e) {
     bool first = e->config.seed && e->log.epoch == 0 && e->admin.socket.source.fd >= 0;
     bool fed = e->backend == BACKEND_FED && e->feed.streaming;
-    replica_set_eligible(e->replica, first || fed || e->backend > BACKEND_FED);
+    replica_set_eligible(e->replica, first || fed || e->backend > BACKEND_FED || last_resort(e));
+}
+
+void takeover_tick(struct engine *e) {
+    bool nobody_else = link_leader(e) == REPLICA_NOBODY && replica_heirs(e->replica) == 0;
+    bool possible = led_last(e) && nobody_else && e->takeover == TAKE_IDLE && e->admin.socket.source.fd >= 0;
+    if (!possible && e->resort_us == 0) return;
+    if (possible && e->resort_us == 0) e->resort_us = e->now_us;
+    if (!possible) e->resort_us = 0;
+    engine_update_eligible(e);
 }
 
 void backend_set(struct engine *e, enum backend_state state) {
@@ -28,6 +57,8 @@ void backend_set(struct engine *e, enum backend_state state) {
 static void takeover_end(struct engine *e, enum backend_state state) {
     if (e->takeover == TAKE_IDLE) return;
     bool was_serving = engine_leads(e);
+    if (e->takeover >= TAKE_EPOCH) memcpy(e->led_replid, e->stream.psync.replid, sizeof e->led_replid);
+    e->resumes = false;
     handover_cancel(e, "this node does not lead any more");
     e->takeover = TAKE_IDLE;
     e->counters.stepdowns++;
@@ -55,6 +86,7 @@ void backend_lost(struct engine *e, const char *what) {
     e->feed.stays = e->backend == BACKEND_FED || e->feed.stays; /* one that merely hung goes on where it was */
     if (!e->feed.stays) feed_stop(e);
     claim_lost(e);
+    e->led_replid[0] = 0;
     admin_close(e);
     backend_set(e, BACKEND_DOWN);
     e->admin.left_alone = true;
@@ -73,6 +105,17 @@ void backend_changed(struct engine *e, const char *what) {
     replica_resign(e->replica, e->now_us);
 }
 
+/* The own backend led when the log ended, and goes on from there. */
+static void takeover_resume(struct engine *e) {
+    engine_log(e, 30, "no node's backend follows the log: this one led last, and goes on with what it has done since");
+    feed_stop(e);
+    memcpy(e->feed.told_replid, e->led_replid, sizeof e->feed.told_replid);
+    e->resumes = true;
+    e->takeover = TAKE_ATTACH;
+    backend_set(e, BACKEND_PROMOTING);
+    if (!shared_open(e) || !stream_open(e, false, e->log.effect_offset)) backend_lost(e, "it does not take connections");
+}
+
 static void takeover_begin(struct engine *e) {
     e->takeover_since_us = e->now_us;
     e->effect_index = e->log.effect_index;
@@ -89,6 +132,7 @@ static void takeover_begin(struct engine *e) {
         if (!shared_open(e) || !stream_open(e, true, 0)) backend_lost(e, "it does not take connections");
         return;
     }
+    if (last_resort(e)) return takeover_resume(e);
     if (e->backend != BACKEND_FED) {
         replica_resign(e->replica, e->now_us);
         return;
@@ -153,9 +197,9 @@ static void rerun_log(struct engine *e) {
     for (uint64_t i = log->uncovered.head; i < log->uncovered.tail; i++) {
         struct uncovered *u = queue_at(&log->uncovered, i);
         e->command_index = u->index;
-        u->mine = !u->tried;
+        u->mine = !u->tried && !e->resumes;
         if (u->tried) poisonous++;
-        else buffer_append(&set, &u->index, sizeof u->index);
+        else if (u->mine) buffer_append(&set, &u->index, sizeof u->index);
     }
     if (poisonous > 0) engine_log(e, 30, "%llu requests were tried by an earlier leader and broke it: dropped", (unsigned long long)poisonous);
     e->takeover = TAKE_RERUN_LOG;

@@ -47,11 +47,13 @@ LOAD: Mapping[str, float] = {"each": 1, "depth": 3, "rate": 90.0, "probe_s": 0.3
 class _Files:
     """The files of a cluster; what a Cradle asks of a `Local`."""
 
-    def __init__(self, folder: Path, fabric: str, hosts: Sequence[int], timing: Mapping[str, int]) -> None:
+    def __init__(
+        self, folder: Path, fabric: str, hosts: Sequence[int], joining: Sequence[int], timing: Mapping[str, int]
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True)
         self.folder, self.config_file = folder, folder / "cluster.toml"
         secret.create(folder / "secret")
-        self.config_file.write_text(_toml(fabric, hosts, timing))
+        self.config_file.write_text(_toml(fabric, hosts, joining, timing))
         self.config: Cluster = load(self.config_file)
 
     def log(self, node: int) -> Path:
@@ -61,7 +63,7 @@ class _Files:
         """Nothing: the processes are the Cradle's."""
 
 
-def _toml(fabric: str, hosts: Sequence[int], timing: Mapping[str, int]) -> str:
+def _toml(fabric: str, hosts: Sequence[int], joining: Sequence[int], timing: Mapping[str, int]) -> str:
     lines = ["[cluster]", 'name = "hosts"', 'secret_file = "secret"', 'directory = "."', f'fabric = "{fabric}"']
     lines += ["[timing]", *(f"{key} = {value}" for key, value in timing.items())]
     if fabric == "verbs":
@@ -71,21 +73,27 @@ def _toml(fabric: str, hosts: Sequence[int], timing: Mapping[str, int]) -> str:
         if fabric == "verbs":
             lines += [f'mesh = "10.8.0.{host}:{MESH_PORT}"']
         lines += [f'backend = {{ socket = "redis-{host}.sock", spawn = true }}']
+        if host in joining:
+            lines += ["joins = true"]
         if fabric == "verbs":
             lines += [f'verbs = {{ device = "rxe{host}" }}']
     return "\n".join(lines) + "\n"
 
 
 class HostsBed(Cradle):
-    """A cluster with node i on host i."""
+    """A cluster with node i on host i; those of `joining` are there for it to grow, and not started at first."""
 
-    def __init__(self, nursery: Nursery, network: Network, fabric: str = "verbs", **timing: int) -> None:
+    def __init__(
+        self, nursery: Nursery, network: Network, fabric: str = "verbs", joining: Sequence[int] = (), **timing: int
+    ) -> None:
         super().__init__(nursery, network.count)
-        self.network, self.fabric, self.timing = network, fabric, {**TIMING, **timing}
+        self.network, self.fabric, self.timing, self.joining = network, fabric, {**TIMING, **timing}, joining
+        self.hosts = [host for host in network.hosts if host not in joining]  # where the clients are
 
     def launch(self) -> None:
-        self._local = _Files(self.dir, self.fabric, list(self.network.hosts), self.timing)  # type: ignore[assignment]
-        for host in self.network.hosts:
+        every = list(self.network.hosts)
+        self._local = _Files(self.dir, self.fabric, every, self.joining, self.timing)  # type: ignore[assignment]
+        for host in self.hosts:
             self._local.log(host).touch()
             self.revive(host)
             self._wait_started(host)
@@ -101,10 +109,10 @@ class HostsBed(Cradle):
     def wait_ready(self, timeout_s: float = START_S) -> ClusterStatus:
         """Until every node serves, without taking the CPU from them. Raises TestbedError with the logs."""
         deadline = time.monotonic() + timeout_s
-        for node in self.config.nodes:
-            while not self.says(node.id).get("serving"):
+        for node in self.hosts:
+            while not self.says(node).get("serving"):
                 if time.monotonic() > deadline or self.died():
-                    raise TestbedError(f"node {node.id} does not serve\n{self.logs()}")
+                    raise TestbedError(f"node {node} does not serve\n{self.logs()}")
                 time.sleep(POLL_S)
         return self.status()
 
@@ -177,7 +185,7 @@ class Siege:
         """Who leads and serves now, as the nodes say themselves (0: nobody), and who has been seen to lead when.
         `without`: a node that cannot answer."""
         leader, newest = 0, -1
-        for host in self.bed.network.hosts:
+        for host in self.bed.hosts:
             said = {} if host == without or host in self.dead else self.bed.says(host)
             if said.get("role") == "leader":
                 term = int(str(said.get("term") or 0))
@@ -197,7 +205,7 @@ class Siege:
 
     def progress(self, without: set[int], writes: int, bound_s: float) -> None:
         """Until clients of the other nodes have so many more writes acknowledged. TestbedError when not in time."""
-        nodes = [host - 1 for host in self.bed.network.hosts if host not in without]
+        nodes = [host - 1 for host in self.bed.hosts if host not in without]
         before, began = self.crowd.counts(), time.monotonic()
 
         def more() -> int:
@@ -233,7 +241,7 @@ def siege(bed: HostsBed, crowd: Crowd, seed: int) -> Iterator[Siege]:
     """Load through all nodes for as long as the block runs; then everything is judged, and what is wrong raised."""
     one = Siege(bed, crowd)
     story = one.story
-    addresses = tuple((f"10.8.0.{host}", CLIENT_PORT) for host in bed.network.hosts)
+    addresses = tuple((f"10.8.0.{host}", CLIENT_PORT) for host in bed.hosts)
     crowd.start(Plan(addresses, seed, **LOAD))  # type: ignore[arg-type]
     try:
         one.progress(set(), WARM_WRITES, SERVED_AGAIN_S)
@@ -243,7 +251,7 @@ def siege(bed: HostsBed, crowd: Crowd, seed: int) -> Iterator[Siege]:
         story.troubles.append(str(error))
     finally:
         crowd.stop()
-    left = [host for host in bed.network.hosts if host not in one.dead]
+    left = [host for host in bed.hosts if host not in one.dead]
     crowd.finish([host - 1 for host in left])
     story.troubles += [
         f"node {node} ended by itself: {how}" for node, how in bed.died().items() if node not in one.dead
