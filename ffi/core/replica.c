@@ -295,6 +295,8 @@ uint32_t replica_alive(const struct replica *r) {
 
 uint32_t replica_evicted(const struct replica *r) { return r->role == REPLICA_LEADER ? r->evicted : 0; }
 
+uint64_t replica_completed(const struct replica *r, uint32_t peer) { return replica_confirmed(r) & bit(peer) ? r->peers[peer].acked : 0; }
+
 uint32_t replica_confirmed(const struct replica *r) { return r->role == REPLICA_LEADER ? r->confirmed : 0; }
 
 uint32_t replica_heirs(const struct replica *r) {

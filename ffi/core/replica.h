@@ -165,6 +165,7 @@ uint64_t replica_free_bytes(const struct replica *r);
 uint32_t replica_suspects(const struct replica *r); /* bit i: no heartbeat of peer i for suspect_us */
 uint32_t replica_alive(const struct replica *r);    /* bit i: peer i taken for alive (self included) */
 uint32_t replica_evicted(const struct replica *r);   /* bit i: dropped because it held up the ring, and not back yet; when leading */
+uint64_t replica_completed(const struct replica *r, uint32_t peer); /* what the log of a confirmed follower holds, when leading */
 uint32_t replica_confirmed(const struct replica *r); /* bit i: confirmed follower (self included), when leading */
 /* A follower that the ring has left behind, or whose log contradicts the cluster's: it must install a snapshot. Who was
  * left behind is sound again when nobody alive is ahead any more. */

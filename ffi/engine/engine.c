@@ -208,8 +208,8 @@ static void tick(struct engine *e, uint64_t interval_us) {
     if (e->backend == BACKEND_DIRTY && e->takeover == TAKE_IDLE && replica_damage(e->replica) == REPLICA_SOUND &&
         link_leader(e) != REPLICA_NOBODY)
         if (!claim_step(e)) feed_want_rdb(e);
-    uint32_t confirmed = (uint32_t)__builtin_popcount(replica_confirmed(e->replica));
-    e->context.followers = engine_leads(e) ? (confirmed > 0 ? confirmed - 1 : 0) : member_count(e) / 2;
+    e->context.followers = member_count(e) / 2;
+    waits_step(e);
     forward_watch(e);
     shared_watch(e);
     client_pause_tick(e);
@@ -338,6 +338,7 @@ static void sources_init(struct engine *e) {
     queue_init(&e->events, sizeof(struct engine_event), 64);
     queue_init(&e->controls, sizeof(struct control), 16);
     owns_init(e);
+    waits_init(e);
     resp_reply_reset(&e->shared.reply);
     resp_reply_reset(&e->admin.reply);
     resp_request_reset(&e->feed.request);
@@ -383,7 +384,7 @@ struct engine *engine_new(const struct engine_config *config, struct fabric *fab
 
 static void queues_free(struct engine *e) {
     struct queue *queues[] = {&e->shared.staged, &e->shared.expects, &e->shared.segments, &e->shared.gates, &e->admin.expects, &e->admin.done,
-                              &e->ready,         &e->flush,          &e->dead,            &e->events,       &e->controls};
+                              &e->ready,         &e->flush,          &e->dead,            &e->events,       &e->controls, &e->waiters};
     for (size_t i = 0; i < sizeof queues / sizeof queues[0]; i++) queue_free(queues[i]);
     struct buffer *buffers[] = {&e->normal, &e->answer, &e->shared.socket.out, &e->shared.role, &e->shared.local, &e->shared.refusal, &e->shared.edited,
                                 &e->shared.info,

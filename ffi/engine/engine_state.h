@@ -12,7 +12,7 @@
  *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
  *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
  *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
- *   engine.c    the object and its loop
+ *   wait.c      WAIT                                              engine.c    the object and its loop
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -31,6 +31,7 @@
 #include "engine/histogram.h"
 #include "engine/own.h"
 #include "engine/payload.h"
+#include "engine/wait.h"
 #include "protocols/redis/psync.h"
 #include "protocols/redis/resp.h"
 #include "protocols/redis/session.h"
@@ -359,6 +360,7 @@ struct engine {
     struct patience patience;
     struct handover handover;
     struct pause pause;
+    struct queue waiters; /* wait.c */
     struct client_pause client_pause;
 
     uint8_t *batch;               /* reserved place of the COMMAND record being filled */

@@ -20,7 +20,7 @@
 static struct frame frame_of(const struct engine *e, const struct client *c, const struct session_decision *d) {
     uint8_t flags = (uint8_t)((d->writes || d->travels ? FRAME_WRITES : 0) | (c->session.protocol == 3 ? FRAME_RESP3 : 0) |
                               (d->loses_database ? FRAME_LOSES_DATABASE : 0) | (d->verdict == SESSION_ADMIN ? FRAME_ADMIN : 0) |
-                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0) | (d->stands_in ? FRAME_STANDS_IN : 0));
+                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0) | (d->stands_in || d->waits ? FRAME_STANDS_IN : 0));
     const struct pending *oldest = queue_front(&c->pending);
     return (struct frame){.length = (uint32_t)d->length, .type = FRAME_REQUEST, .flags = flags,
                           .database = (uint16_t)c->session.database, .slot = c->slot, .generation = c->generation,
@@ -231,7 +231,8 @@ bool forward_request(struct engine *e, uint32_t peer, const struct frame *f, con
     if (!engine_leads(e) || f->term != e->term) return true; /* its node learns who serves, and when, and sends it again */
     struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
     if (f->flags & FRAME_ADMIN) {
-        admin_send_for(e, from, payload, f->length, f->flags & FRAME_WRITES);
+        if (f->flags & FRAME_STANDS_IN) waits_begin(e, &from, payload, f->length);
+        else admin_send_for(e, from, payload, f->length, f->flags & FRAME_WRITES);
         return true;
     }
     if ((f->flags & FRAME_AGAIN) && settled(e, &from, f)) return true;

@@ -451,6 +451,7 @@ void own_eof(struct engine *e, const struct destination *to) {
 }
 
 void own_close(struct engine *e, const struct destination *to) {
+    waits_close(e, to);
     struct own *own = own_find(e, to->node, to->slot, to->generation);
     if (own != NULL) own_free(e, own);
 }

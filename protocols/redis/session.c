@@ -404,7 +404,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         return (struct session_decision){.verdict = SESSION_WAIT};
     }
     if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT) s->multi_writes = true;
-    if (!s->multi_broken) buffer_append(&s->block, bytes, request->length);
+    if (s->multi_broken) return multi_answer(s, more, answer, "+QUEUED\r\n");
+    if (!session_append_wait(context, info, request, bytes, &s->block)) buffer_append(&s->block, bytes, request->length);
     if (asks) return multi_ask(s);
     return multi_answer(s, more, answer, "+QUEUED\r\n");
 }
@@ -468,6 +469,24 @@ static struct session_decision step_admin(const struct command_info *info, const
     return d;
 }
 
+struct session_decision session_step_wait(struct session *s, const struct session_context *context,
+                                          const struct resp_request *request, const uint8_t *bytes, struct buffer *answer) {
+    long long nodes, timeout_ms;
+    if (!word_number(word_at(request, bytes, 1), &nodes)) return failed(answer, "ERR value is not an integer or out of range");
+    if (!word_number(word_at(request, bytes, 2), &timeout_ms)) return failed(answer, "ERR timeout is not an integer or out of range");
+    if (timeout_ms < 0) return failed(answer, "ERR timeout is negative");
+    if (nodes <= (long long)context->followers) { /* when this is answered, what was asked before it is in so many logs */
+        reply_integer(answer, context->followers);
+        return answered();
+    }
+    if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
+    struct session_wait wait = {(uint64_t)timeout_ms, nodes > UINT32_MAX ? UINT32_MAX : (uint32_t)nodes, 0};
+    buffer_clear(&s->block); /* no transaction is open */
+    buffer_append(&s->block, &wait, sizeof wait);
+    return (struct session_decision){.verdict = SESSION_ADMIN, .bytes = buffer_bytes(&s->block), .length = sizeof wait, .replies = 1,
+                                     .waits = true, .database_after = -1};
+}
+
 static struct session_decision step_state(struct session *s, const struct session_context *context,
                                           const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes, bool more, struct buffer *answer) {
@@ -487,7 +506,7 @@ static struct session_decision step_state(struct session *s, const struct sessio
             d.close = true;
             return d;
         case ACTION_RESET: return step_reset(s, context, answer);
-        case ACTION_WAIT: reply_integer(answer, context->followers); return answered();
+        case ACTION_WAIT: return session_step_wait(s, context, request, bytes, answer);
         case ACTION_CLIENT:
             if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
             if (context->busy && session_pauses(info, request, bytes)) return failed(answer, BUSY_TEXT);

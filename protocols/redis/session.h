@@ -33,7 +33,7 @@ struct session_context { /* the same for all clients of a node */
     uint32_t databases;
     bool password_needed;
     bool busy;                   /* the backend runs a script that does not end: -BUSY */
-    uint32_t followers;          /* how many other nodes confirm every write, for WAIT */
+    uint32_t followers;          /* how many other nodes hold what was answered, at least */
     uint64_t block_bytes_max;    /* a transaction may not be longer */
 };
 
@@ -75,6 +75,8 @@ struct session {
     char name[SESSION_NAME_MAX];
 };
 
+struct session_wait { uint64_t timeout_ms; uint32_t nodes, pad; }; /* timeout_ms 0: for ever */
+
 enum session_verdict {
     SESSION_NOTHING = 0, /* nothing to do now */
     SESSION_ANSWER = 1,  /* the answer was appended; close afterwards if `close` */
@@ -102,6 +104,7 @@ struct session_decision {
     const uint8_t *script;      /* body of a script that EVALSHA may name later, or NULL */
     size_t script_length;
     bool flushes_scripts;
+    bool waits;                 /* ADMIN: a struct session_wait, for the leader's engine */
     bool travels;               /* ADMIN: where it is done it is logged, and done on every node */
     enum session_loads loads;   /* SUBMIT: its outcome is looked at before anything behind it counts */
     bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
@@ -141,6 +144,13 @@ void session_verified(struct session *s, const struct session_context *context, 
 /* Puts the client onto a connection of its own, an open transaction with it; this request is the first there. */
 struct session_decision session_own_enter(struct session *s, const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes);
+/* WAIT, outside a transaction. */
+struct session_decision session_step_wait(struct session *s, const struct session_context *context,
+                                          const struct resp_request *request, const uint8_t *bytes, struct buffer *answer);
+/* In the place of a WAIT that must not wait: a script that says what holds in any case, as the backend would count the
+ * sidecar. False: it is none, or one that the backend itself refuses. */
+bool session_append_wait(const struct session_context *context, const struct command_info *info, const struct resp_request *request,
+                         const uint8_t *bytes, struct buffer *out);
 /* A request of a client that has one. info: NULL if the command is not known. */
 struct session_decision session_own_step(struct session *s, const struct session_context *context, const struct command_info *info,
                                          const struct resp_request *request, const uint8_t *bytes);

@@ -368,15 +368,27 @@ static struct session_decision refused(struct session *s, const struct command_i
     return own(s, buffer_bytes(&s->block), buffer_length(&s->block));
 }
 
-/* WAIT: what was answered before it is in the log of a majority already. The backend would count the sidecar. */
-static struct session_decision own_wait(struct session *s, const struct session_context *context) {
+bool session_append_wait(const struct session_context *context, const struct command_info *info, const struct resp_request *request,
+                         const uint8_t *bytes, struct buffer *out) {
     char script[32];
+    long long nodes, timeout_ms;
+    if (info->action != ACTION_WAIT || !word_number(word_at(request, bytes, 1), &nodes)) return false;
+    if (!word_number(word_at(request, bytes, 2), &timeout_ms) || timeout_ms < 0) return false;
     int n = snprintf(script, sizeof script, "return %u", context->followers);
+    buffer_text(out, "*3\r\n$4\r\nEVAL\r\n");
+    append_bulk(out, script, (size_t)n);
+    append_bulk(out, "0", 1);
+    return true;
+}
+
+static struct session_decision own_wait(struct session *s, const struct session_context *context, const struct command_info *info,
+                                        const struct resp_request *request, const uint8_t *bytes) {
+    long long nodes;
+    bool more = word_number(word_at(request, bytes, 1), &nodes) && nodes > (long long)context->followers;
+    bool waits = more && s->own == OWN_COUNTED && !s->own_multi && !s->reply_off && !s->reply_skip;
     buffer_clear(&s->block);
-    buffer_text(&s->block, "*3\r\n$4\r\nEVAL\r\n");
-    append_bulk(&s->block, script, (size_t)n);
-    append_bulk(&s->block, "0", 1);
-    return own(s, buffer_bytes(&s->block), buffer_length(&s->block));
+    if (!session_append_wait(context, info, request, bytes, &s->block)) return own(s, bytes, request->length);
+    return waits ? session_step_wait(s, context, request, bytes, NULL) : own(s, buffer_bytes(&s->block), buffer_length(&s->block));
 }
 
 static struct session_decision own_admin(struct session *s, const struct command_info *info, const struct resp_request *request,
@@ -438,7 +450,7 @@ static struct session_decision step(struct session *s, const struct session_cont
     if (info->action == ACTION_SYNC || info->action == ACTION_REPLCONF) return own_replica(s, info, request, bytes);
     enum session_loads loads = session_loads(info, request, bytes);
     if (loads != LOADS_NOTHING) return own_load(s, info, request, bytes, loads);
-    if (info->action == ACTION_WAIT && request->argc == 3) return own_wait(s, context);
+    if (info->action == ACTION_WAIT) return own_wait(s, context, info, request, bytes);
     bool raw = is_raw(s, info), login = is_login(info, request, bytes);
     if (s->own == OWN_COUNTED && (raw || login) && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
     if (raw) s->own = OWN_RAW;

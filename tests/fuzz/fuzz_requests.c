@@ -135,8 +135,15 @@ static void use_decision(struct client *c, const struct session_decision *d) {
     }
     if (d->verdict == SESSION_NOTHING || d->verdict == SESSION_ANSWER) return;
     CHECK(d->verdict != SESSION_WAIT); /* everything is answered at once here */
-    uint64_t requests = count_requests(d->bytes, d->length);
     CHECK(d->length > 0);
+    if (d->waits) { /* WAIT: for the leader's engine */
+        CHECK(d->verdict == SESSION_ADMIN && d->length == sizeof(struct session_wait) && d->replies == 1);
+        buffer_append(c->travelled, d->bytes, d->length);
+        c->answered++;
+        if (session_own_done(&session)) session.own = OWN_NONE;
+        return;
+    }
+    uint64_t requests = count_requests(d->bytes, d->length);
     if (d->verdict == SESSION_OWN) { /* of an open transaction some may be unanswered; the last may have any number of answers */
         CHECK(session.own != OWN_NONE && d->swallow <= d->replies && d->swallow < requests);
     } else {
