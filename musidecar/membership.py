@@ -11,18 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from musidecar import mesh
+from musidecar import orders
 from musidecar.config import Cluster
 from musidecar.engine import Engine
-from musidecar.status import collect
 
 MEMBERS_MIN = 3
 REMOVED_S = 15.0
 POLL_S = 0.02
-
-
-class Refused(Exception):
-    """The membership is as it was, or is not known to be another; the text says why."""
 
 
 class Membership:
@@ -72,14 +67,6 @@ def objection(status: dict[str, Any] | None, leader: int, node: int) -> str:
 
 
 def remove(config: Cluster, node: int) -> None:
-    """Returns once `node` is a member no more. Refused. ConfigError: no such node."""
+    """Returns once `node` is a member no more. orders.Refused. ConfigError: no such node."""
     config.node(node)
-    leader = collect(config)["leader"]
-    if leader is None:
-        raise Refused("there is no leader that could log it")
-    try:
-        answer = mesh.ask(config, leader, "remove", REMOVED_S + 5, node=node)
-    except mesh.Unreachable as error:
-        raise Refused(str(error)) from None
-    if answer.get("why"):
-        raise Refused(str(answer["why"]))
+    orders.give(config, orders.leader_of(config, "could log it"), "remove", REMOVED_S + 5, node=node)

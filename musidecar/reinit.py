@@ -12,17 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from musidecar import mesh
+from musidecar import mesh, orders
 from musidecar.config import Cluster
 from musidecar.status import collect
 
 FORGET_S = 5.0  # for the node to answer, and then for its memory to be gone
 BEGUN_S = 30.0
 POLL_S = 0.01
-
-
-class Refused(Exception):
-    """The node goes on as it is, or it is not known whether it does; the text says why."""
 
 
 class Reinit:
@@ -84,22 +80,18 @@ def objection(status: dict[str, Any] | None, leader: int, node: int) -> str:
 
 
 def reinit(config: Cluster, node: int) -> str:
-    """Returns the incarnation of the node's new life, once it has begun. Refused. ConfigError: no such node."""
+    """Returns the incarnation of the node's new life, once it has begun. orders.Refused. ConfigError: no such node."""
     config.node(node)
-    snapshot = collect(config)
-    if snapshot["leader"] is None:
-        raise Refused("there is no leader that could say whether it may")
-    before = next(each["incarnation"] for each in snapshot["nodes"] if each["id"] == node)
-    try:
-        answer = mesh.ask(config, snapshot["leader"], "reinit", 3 * FORGET_S, node=node)
-    except mesh.Unreachable as error:
-        raise Refused(str(error)) from None
-    if answer.get("why"):
-        raise Refused(str(answer["why"]))
+    leader, before = orders.leader_of(config, "could say whether it may"), _incarnation(config, node)
+    orders.give(config, leader, "reinit", 3 * FORGET_S, node=node)
     deadline = time.monotonic() + BEGUN_S
     while time.monotonic() < deadline:
-        entry = next(each for each in collect(config)["nodes"] if each["id"] == node)
-        if entry["incarnation"] not in (None, before):
-            return str(entry["incarnation"])
+        if (now := _incarnation(config, node)) not in (None, before):
+            return str(now)
         time.sleep(POLL_S)
-    raise Refused(f"node {node} has stopped, and is not there again after {BEGUN_S:g} s: see its log")
+    raise orders.Refused(f"node {node} has stopped, and is not there again after {BEGUN_S:g} s: see its log")
+
+
+def _incarnation(config: Cluster, node: int) -> str | None:
+    found: str | None = next(each["incarnation"] for each in collect(config)["nodes"] if each["id"] == node)
+    return found

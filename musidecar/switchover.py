@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from musidecar import mesh
+from musidecar import orders
 from musidecar.config import Cluster
-from musidecar.status import collect
 
 PREPARE_MS = 10_000  # for the successor to catch up while requests go on
 HOLD_MS = 1_000  # for which requests may wait
-
-
-class Refused(Exception):
-    """Leadership stays where it is, or is not known to have gone where it should; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +27,21 @@ class Done:
 def switchover(
     config: Cluster, to: int | None = None, *, prepare_ms: int = PREPARE_MS, hold_ms: int = HOLD_MS
 ) -> Done:
-    """Hand leadership to node `to` (None: the leader chooses). Refused with the reason when it does not come to that.
+    """Hand leadership to node `to` (None: the leader chooses).
 
-    ConfigError when there is no such node. Done with leader == successor when that node leads already.
+    orders.Refused with the reason when it does not come to that. ConfigError when there is no such node. Done with
+    leader == successor when that node leads already.
     """
     if to is not None:
         config.node(to)
-    leader = collect(config)["leader"]
-    if leader is None:
-        raise Refused("there is no leader that could hand over")
+    leader = orders.leader_of(config, "could hand over")
     if leader == to:
         return Done(leader, leader, 0)
     patience_s = (prepare_ms + hold_ms + config.timing.takeover_timeout_ms) / 1000 + 3
-    try:
-        answer = mesh.ask(
-            config, leader, "switchover", patience_s, to=to, prepare_ms=prepare_ms, hold_ms=hold_ms
-        )
-    except mesh.Unreachable as error:
-        raise Refused(str(error)) from None
-    successor, why = answer.get("to"), str(answer.get("why"))
-    if why or not isinstance(successor, int):
-        aim = f"node {to}: " if to is not None else ""
-        raise Refused(f"{aim}{why}")
+    about = f"node {to}: " if to is not None else ""
+    answer = orders.give(
+        config, leader, "switchover", patience_s, about, to=to, prepare_ms=prepare_ms, hold_ms=hold_ms
+    )
+    if not isinstance(successor := answer.get("to"), int):
+        raise orders.Refused("the leader does not say to whom")
     return Done(leader, successor, int(answer.get("pause_us") or 0))

@@ -15,7 +15,8 @@ from musidecar import config
 from musidecar.bench import table
 from musidecar.bench.failover import Run, await_traffic, check_data
 from musidecar.bench.table import Figure, percentile
-from musidecar.switchover import Refused, switchover
+from musidecar.orders import Refused
+from musidecar.switchover import switchover
 from musidecar.testbed import ClusterStatus, Testbed
 from musidecar.workload import History, Load, spread
 

@@ -22,12 +22,12 @@ def remove(folder: Path | None, config_file: Path | None, node: int) -> None:
     Stop it then: started again it joins. Refused for the leader, where too few members with an up-to-date log would be
     left, and where fewer than three would.
     """
-    from musidecar import membership
+    from musidecar import membership, orders
 
     config = options.find_cluster(folder, config_file)
     try:
         membership.remove(config, node)
-    except membership.Refused as refused:
+    except orders.Refused as refused:
         click.echo(f"musidecar: node {node} is not removed: {refused}", err=True)
         sys.exit(1)
     click.echo(f"node {node} is a member no more: stop it, if it runs")

@@ -17,7 +17,8 @@ def verb(folder: Path | None, config_file: Path | None, node: int) -> None:
     It comes back as another life, filled from the others, and counts once it has caught up. Refused for the leader, and
     where too few members with an up-to-date log would be left.
     """
-    from musidecar.reinit import Refused, reinit
+    from musidecar.orders import Refused
+    from musidecar.reinit import reinit
 
     config = options.find_cluster(folder, config_file)
     try:

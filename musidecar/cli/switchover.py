@@ -21,7 +21,8 @@ def verb(folder: Path | None, config_file: Path | None, to: int | None, timeout_
     No client's request fails: they wait for a few milliseconds, until the successor leads. If it cannot, or not in
     time, the old leader goes on. Exit code 1 then, with the reason.
     """
-    from musidecar.switchover import Refused, switchover
+    from musidecar.orders import Refused
+    from musidecar.switchover import switchover
 
     config = options.find_cluster(folder, config_file)
     try:
