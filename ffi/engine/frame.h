@@ -28,9 +28,18 @@ enum frame_type {
     FRAME_OWN_TAKEN = 18,   /* it is a replica, and took another `sequence` bytes */
     FRAME_OWN_PEER = 19     /* the addresses that it is connected by: struct own_peer */
 };
-enum frame_flags { FRAME_WRITES = 1, FRAME_LISTS = 2 /* OWN_REQUEST: CLIENT LIST or INFO; script_offset is what was added */, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_STANDS_IN = 8 /* REQUEST: see session.h; with ADMIN: it is a struct session_wait */, FRAME_FLUSHES_SCRIPTS = 16,
-                   FRAME_ADMIN = 32 /* for the admin connection */, FRAME_BUSY = 64 /* SERVING: the backend runs a script that does not end */,
-                   FRAME_AGAIN = 128 /* REQUEST: was sent to a leader before this one */, FRAME_REFUSED = 128 /* CAUGHT_UP */, FRAME_SYNCS = 1 /* OWN_REQUEST: SYNC or PSYNC */ };
+/* One bit has a meaning of its own in another type of frame. */
+enum frame_flags {
+    FRAME_WRITES = 1, FRAME_RESP3 = 2, FRAME_LOSES_DATABASE = 4, FRAME_LAST = 8, FRAME_FLUSHES_SCRIPTS = 16,
+    FRAME_ADMIN = 32,      /* for the admin connection */
+    FRAME_BUSY = 64,       /* SERVING: the backend runs a script that does not end */
+    FRAME_AGAIN = 128,     /* REQUEST: was sent to a leader before this one */
+    FRAME_STANDS_IN = 8,   /* REQUEST: see session.h; with ADMIN: it is a struct session_wait */
+    FRAME_REFUSED = 128,   /* CAUGHT_UP */
+    FRAME_SYNCS = 1,       /* OWN_REQUEST: SYNC or PSYNC ... */
+    FRAME_LISTS = 2,       /* ... CLIENT LIST or INFO; script_offset is what was added */
+    FRAME_RESETS = 4       /* ... see session.h */
+};
 struct frame {
     uint32_t length; /* payload bytes */
     uint8_t type, flags;

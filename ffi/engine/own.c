@@ -11,7 +11,7 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, asks_id; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; };
 
 struct own {
     struct socket socket;
@@ -185,6 +185,24 @@ static void own_edit(struct engine *e, struct own *own, const struct own_expect 
     buffer_trim(&own->edited, 4096);
 }
 
+/* Between RESET and its answer: what comes answers nothing in particular, so far. */
+static void own_reset(struct engine *e, struct own *own, const uint8_t *bytes, size_t length, bool done) {
+    static const char reset[] = "+RESET\r\n";
+    struct arrival a = {.to = own->to, .bytes = length, .kind = ARRIVAL_PUSH, .type = own->reply.type, .database_after = -1};
+    if (own->reply.type != '+') return arrive(e, own, &a, bytes);
+    buffer_append(&own->edited, bytes, length);
+    if (!done) return;
+    a.bytes = buffer_length(&own->edited);
+    bytes = buffer_bytes(&own->edited);
+    if (a.bytes == sizeof reset - 1 && memcmp(bytes, reset, a.bytes) == 0) {
+        a.kind = ARRIVAL_LAST;
+        a.to.sequence = ((struct own_expect *)queue_front(&own->expects))->sequence;
+        queue_pop(&own->expects);
+    }
+    if (a.kind == ARRIVAL_LAST || !is_ours(bytes, a.bytes)) arrive(e, own, &a, bytes);
+    buffer_clear(&own->edited);
+}
+
 static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
     if (own->replica != NULL) {
         struct arrival a = {.to = own->to, .bytes = length, .kind = ARRIVAL_PUSH, .database_after = -1};
@@ -204,8 +222,11 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
             a.to.sequence = x->sequence;
             a.database_after = x->database_after;
         }
+        bool resets = counted && x->resets;
+        counted = counted && !resets;
         bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
-        if (counted && (x->asks_id || (shown && (x->stands_in || x->lists)))) own_edit(e, own, x, a, bytes, done);
+        if (resets) own_reset(e, own, bytes, used, done);
+        else if (counted && (x->asks_id || (shown && (x->stands_in || x->lists)))) own_edit(e, own, x, a, bytes, done);
         else if (shown) arrive(e, own, &a, bytes);
         own->whole = done;
         own->unseen = !shown ? own->unseen + used : done ? 0 : own->unseen;
@@ -377,7 +398,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     own->appended += d->length;
     if (d->replies > 0)
         *(struct own_expect *)queue_push(&own->expects) =
-            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, false};
+            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false};
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,
@@ -500,7 +521,7 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     }
     uint32_t leader = link_leader(e);
     if (leader == REPLICA_NOBODY || e->leader_silent_us != 0) return false;
-    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) |
+    uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) | (d->resets ? FRAME_RESETS : 0) |
                               (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
                           .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
@@ -601,7 +622,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
     struct session_decision d = {.verdict = SESSION_OWN, .bytes = payload, .length = f->length, .replies = f->replies,
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
-                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS,
+                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS, .resets = f->flags & FRAME_RESETS,
                                  .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;

@@ -43,7 +43,7 @@ struct session_context { /* the same for all clients of a node */
 enum session_own {
     OWN_NONE = 0,
     OWN_COUNTED = 1, /* the backend answers each request once */
-    OWN_RAW = 2      /* it says what it likes (subscribed, MONITOR): to the end */
+    OWN_RAW = 2      /* it says what it likes (subscribed, MONITOR): to the end, or to RESET */
 };
 
 /* CLIENT PAUSE and UNPAUSE, as the request's `pause`: one of these, and above it, shifted by PAUSE_KIND_BITS, milliseconds. */
@@ -66,6 +66,7 @@ struct session {
     enum session_own own;
     bool replica;             /* the backend takes its connection for a replica's */
     bool own_multi, own_watch, own_stays; /* what the backend keeps for it */
+    bool replicates;          /* RAW, and to the end */
     bool other_user;          /* the backend checks what it may do */
     bool login, login_before; /* credentials are on their way on the own connection; other_user if they are refused */
     bool reply_off, reply_skip, skip_next; /* CLIENT REPLY: no answers; not for this request; not for the next */
@@ -109,6 +110,7 @@ struct session_decision {
     enum session_loads loads;   /* SUBMIT: its outcome is looked at before anything behind it counts */
     bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
+    bool resets;                /* OWN: answers are counted again from the one that is +RESET on */
     bool lists;                 /* OWN: CLIENT LIST or INFO, whose answer shows the sidecar's connections ... */
     uint32_t added;             /* ... and, with it, bytes in front of the request that its client has not sent */
     uint32_t pause;             /* once it is done clients are paused, or not any more: see enum pause_kind */

@@ -278,6 +278,7 @@ static void note(struct session *s, const struct session_context *context, const
  * answers are still to be sent, and a replica's needs none of it. */
 static struct session_decision sync_begin(struct session *s, const struct resp_request *request, const uint8_t *bytes) {
     s->own = OWN_RAW;
+    s->replicates = true;
     s->replica = s->own_stays = true;
     return (struct session_decision){.verdict = SESSION_OWN, .bytes = bytes, .length = request->length, .writes = true,
                                      .database_after = -1, .as_default = s->authenticated, .syncs = true};
@@ -441,6 +442,13 @@ static struct session_decision own_load(struct session *s, const struct command_
                                      .database_after = -1, .loads = loads};
 }
 
+/* One whose answers were not counted gets +RESET, and is as it was when it connected. */
+static void own_reset(struct session *s, struct session_decision *d) {
+    s->own = OWN_COUNTED;
+    d->resets = true;
+    d->replies = 1;
+}
+
 static struct session_decision step(struct session *s, const struct session_context *context, const struct command_info *info,
                                     const struct resp_request *request, const uint8_t *bytes) {
     if (info == NULL) return own(s, bytes, request->length);
@@ -456,7 +464,9 @@ static struct session_decision step(struct session *s, const struct session_cont
     if (raw) s->own = OWN_RAW;
     if (login) note_login(s);
     struct session_decision d = own(s, bytes, request->length);
-    if (s->own == OWN_COUNTED) d.replies = count_answers(s, info, request, bytes, d.replies);
+    uint32_t answers = count_answers(s, info, request, bytes, d.replies);
+    if (s->own == OWN_COUNTED) d.replies = answers;
+    else if (info->action == ACTION_RESET && !s->replicates && !s->reply_skip) own_reset(s, &d);
     d.lists = d.replies == 1 && !s->own_multi && lists_clients(info, request, bytes);
     if (info->action == ACTION_EXEC) d.database_after = s->multi_database;
     if (info->action == ACTION_EXEC && d.replies > 0) d.pause = s->multi_pause;

@@ -300,6 +300,21 @@ def test_clients_see_themselves_as_without_a_sidecar(shared_bed: Testbed, node: 
         assert asks.hear() == [""] and asks.ask("CLIENT LIST ID x")[0].startswith("-ERR")
 
 
+def test_reset_ends_what_has_no_counted_answers(shared_bed: Testbed, node: NodeStatus) -> None:
+    client = shared_bed.client(node)
+    for opening in ("SUBSCRIBE c", "MONITOR"):
+        with Line(node) as line:
+            line.say(opening)
+            line.hear(1 if opening == "MONITOR" else 6)
+            client.publish("c", "m")
+            line.say("RESET", "ACL WHOAMI", "CONFIG SET slowlog-max-len 130", "INCR n")
+            assert b"m" in b"".join(iter(line.lines.readline, b"+RESET\r\n")), opening
+            assert line.hear(2) == ["$7", "default"] and line.hear()[0] == "+OK"
+            client.publish("c", "m")
+            assert line.hear()[0].startswith(":") and line.ask("PING") == ["+PONG"]
+    assert client.get("n") == b"2" and not any("O" in row["flags"] for row in client.client_list())
+
+
 def test_clients_of_a_user_are_killed_and_nobody_else(shared_bed: Testbed, node: NodeStatus) -> None:
     admin = shared_bed.client(node)
     admin.acl_setuser("brief", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
