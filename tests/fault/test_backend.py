@@ -124,18 +124,22 @@ def test_another_node_leads_when_the_bound_is_over(cradle: Cradle, load: bool) -
 
 
 def test_an_idle_leader_asks_its_server_often_enough_to_keep_the_bound(cradle: Cradle) -> None:
-    """Every 10 ms or so, and a follower, for whom nobody waits, ten times less: the difference is the host's cost."""
-    status = cradle.status()
+    """Every 10 ms or so; a follower, for whom nobody waits, ten times less. On a busy host all are late: it is so
+    sooner or later."""
 
     def asked(node: NodeStatus) -> int:
         return int(cradle.backend(node).info("commandstats")["cmdstat_ping"]["calls"])
 
-    nodes = [leader_of(status), *status.followers]
-    before, began = [asked(node) for node in nodes], time.monotonic()
-    wait_until("the followers have asked", lambda: min(map(asked, nodes[1:])) >= max(before[1:]) + 5, 30)
-    leader, *followers = [asked(node) - count for node, count in zip(nodes, before, strict=True)]
-    print(f"asked {leader}, {followers} times in {time.monotonic() - began:.2f} s")
-    assert leader > 3 * max(followers)
+    def more_often() -> bool:
+        status = cradle.wait_status("all are in order", in_order)
+        nodes = [leader_of(status), *status.followers]
+        before = [asked(node) for node in nodes]
+        time.sleep(0.4)  # the measure itself
+        leader, *followers = [asked(node) - count for node, count in zip(nodes, before, strict=True)]
+        print(f"the leader asked {leader} times, the followers {followers}")
+        return leader > 3 * max(followers) > 0
+
+    wait_until("it asks much more often than the others", more_often, 30)
 
 
 def test_a_follower_whose_redis_hangs_disturbs_nobody(cradle: Cradle) -> None:
