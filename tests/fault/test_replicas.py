@@ -256,3 +256,20 @@ def test_who_does_not_read_fills_no_memory(bed: Testbed) -> None:
             assert all(resident(each) - before[each.id] < 40 * MIB for each in status.nodes)
             assert len(file.read(length)) == length
     assert_same_data(bed, status)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("through", ["leader", "follower"])
+def test_who_lags_too_far_is_closed(bed: Testbed, through: str) -> None:
+    """The server would keep all of it: 256 MiB is as much as it may. 400 MiB are written."""
+    status = bed.status()
+    leads = leader_of(status)
+    server, client = bed.backend(leads), bed.client(leads)
+    with contextlib.closing(Reader(leads if through == "leader" else a_follower_of(status))):
+        for i in range(400):
+            client.set("k", bytes([i % 256]) * MIB)
+        wait_until("it is closed", lambda: int(server.info("replication")["connected_slaves"]) <= 1, WAIT_S)
+        if bed.status().term != status.term:
+            pytest.skip("another node leads: the host is too crowded to tell")
+        assert "takes too little" in bed.logs(60)
+    assert_same_data(bed, status)
