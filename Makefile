@@ -4,12 +4,12 @@ SHELL := /bin/bash
 
 PY := .venv/bin/python
 CC ?= gcc
-C_FILES := $(shell find ffi protocols tests musidecar/bench -name '*.c' 2>/dev/null | sort)
+C_FILES := $(shell find ffi protocols tests bench musidecar/bench -name '*.c' 2>/dev/null | sort)
 CORE_FILES := $(wildcard ffi/core/*.c ffi/fabric/*.c ffi/engine/*.c protocols/*/*.c)
 C_FLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -I. -Iffi
 PYTEST := $(PY) -m pytest
 
-.PHONY: help setup build demo test test-all vm sim fuzz soak suite bench lint asan ubsan tsan sanitize clean
+.PHONY: help setup build demo test test-all vm sim fuzz soak suite bench instructions lint asan ubsan tsan sanitize clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z -]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,19 @@ suite: build ## Redis's own test suite through a leader and a follower: UNIT=uni
 bench: build ## Beside redis-server, HAProxy, twemproxy and WAIT, as ratios
 	@tools/setup --bench
 	.venv/bin/musidecar bench proxy
+
+# Few enough that the ring holds them; the difference leaves out everything that is done once.
+COMMITS := 1000 11000
+instructions: ## What a commit costs in instructions, counted by valgrind, over shm and over verbs without a device's share
+	@mkdir -p build/instructions
+	@$(CC) $(C_FLAGS) -O3 -flto=auto -fvisibility=hidden -o build/instructions/commit bench/commit.c \
+	    $(wildcard ffi/core/*.c ffi/fabric/*.c) -lpthread -ldl
+	@for fabric in shm verbs; do \
+	    for commits in $(COMMITS); do \
+	        valgrind --tool=callgrind --callgrind-out-file=/dev/null build/instructions/commit $$fabric $$commits 2>&1 | \
+	            awk '/Collected/ { print $$4 }'; \
+	    done | awk -v name=$$fabric '{ all[NR] = $$1 } END { printf "%s: %.0f instructions\n", name, (all[2] - all[1]) / 10000 }'; \
+	done
 
 lint: build ## ruff, mypy, and the compiler with every warning an error
 	.venv/bin/ruff check .

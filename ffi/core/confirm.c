@@ -53,11 +53,11 @@ static void left_behind(struct replica *r, uint32_t peer, uint64_t position) {
     confirm_lose(r, peer);
 }
 
-/* A post ending with record `index` is complete. The ring waits for those that keep up; under the others it may have gone
- * on before what was posted was read from it, and then nobody knows what landed. False: such a peer is lost. */
+/* A post ending with record `index` is complete, to a peer that does not keep up. The ring waits for those that do; under
+ * the others it may have gone on before what was posted was read from it, and then nobody knows what landed. False: such
+ * a peer is lost. */
 bool confirm_landed(struct replica *r, uint32_t peer, uint64_t index) {
     struct peer *p = &r->peers[peer];
-    if (p->pins) return true;
     if (p->landed.position < replica_oldest(r)) {
         left_behind(r, peer, p->landed.position);
         return false;

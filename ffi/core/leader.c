@@ -64,10 +64,9 @@ int64_t leader_append(struct replica *r, enum record_kind kind, uint32_t flags, 
     header->origin_node = (uint16_t)origin.node;
     header->origin_stream = origin.stream;
     header->origin_sequence = origin.sequence;
-    record_seal(header, header + 1, r->salt);
-    record_close(header);
     if (r->commit.index == before.index) r->committed_us = r->now_us;
-    cursor_step(&r->last, header);
+    r->last = (struct cursor){.index = header->index, .position = before.position + record_span(length),
+                              .hash = record_seal(header, r->salt)};
     if (r->last.position > r->reserved_end) r->reserved_end = r->last.position;
     if (kind == RECORD_CONFIG) config_extended(r, header);
     for (uint32_t rest = r->confirmed & ~bit(r->self); rest; rest &= rest - 1)
@@ -113,17 +112,28 @@ int64_t leader_propose(struct replica *r, enum record_kind kind, uint32_t flags,
 
 /* ---- what completed ------------------------------------------------------------------------------------------ */
 
+static uint32_t enough(const struct replica *r) {
+    return planted(PLANT_FIRST_ACK_COMMITS) && r->majority > 2 ? 2 : r->majority;
+}
+
+/* Does a majority hold all that there is? Mostly so. */
+static bool all_held(const struct replica *r) {
+    uint32_t counting = r->confirmed & r->voting, holders = counting >> r->self & 1;
+    for (uint32_t rest = counting & ~bit(r->self); rest; rest &= rest - 1)
+        holders += r->peers[__builtin_ctz(rest)].acked == r->last.index;
+    return holders >= enough(r);
+}
+
 /* The largest index that a majority holds. */
 static uint64_t held_by_majority(const struct replica *r) {
+    if (all_held(r)) return r->last.index;
     uint64_t held[FABRIC_NODES_MAX];
-    uint32_t count = 0, whole = 0;
+    uint32_t count = 0;
     for (uint32_t rest = r->confirmed & r->voting; rest; rest &= rest - 1) {
         uint32_t i = (uint32_t)__builtin_ctz(rest);
-        held[count] = i == r->self ? r->last.index : r->peers[i].acked;
-        whole += held[count++] == r->last.index;
+        held[count++] = i == r->self ? r->last.index : r->peers[i].acked;
     }
-    uint32_t enough = planted(PLANT_FIRST_ACK_COMMITS) && r->majority > 2 ? 2 : r->majority;
-    return whole >= enough ? r->last.index : quorum_value(held, count, enough); /* mostly they hold all */
+    return quorum_value(held, count, enough(r));
 }
 
 void leader_commit(struct replica *r) {

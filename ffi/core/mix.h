@@ -15,6 +15,12 @@ static inline uint64_t mix_fold(uint64_t a, uint64_t b) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
+/* Two more words for a checksum. They are also added, so that no factor (0, -1) hides the other or what came before. */
+static inline uint64_t mix_pair(uint64_t mixed, uint64_t a, uint64_t b) {
+    b ^= mixed;
+    return mix_fold(a ^ MIX_A, b) + a + b;
+}
+
 /* Check word over `count` words: a torn read of them does not match. */
 static inline uint64_t mix_words(const uint64_t *words, int count) {
     uint64_t mixed = MIX_C;

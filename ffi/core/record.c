@@ -1,53 +1,78 @@
 /* record.c: sealing and validating log entries. A slot may be written by another process while it is looked at here:
- * the header is copied before it is judged, and nothing is believed before the tail word, checksum and payload agree. */
+ * the header is copied before it is judged, and nothing is believed before tail word, header and payload agree. */
 #include "core/record.h"
 
 #include <string.h>
 
-#include "core/crc32c.h"
 #include "core/mix.h"
 #include "plant.h"
 
-_Static_assert(offsetof(struct record_header, crc) == 60, "the checksum closes the header");
+#define BLOCK_BYTES 32u
 
 static uint64_t tail_offset(uint64_t length) { return record_bytes(length) - RECORD_TAIL_BYTES; }
 
-static uint32_t header_crc(const struct record_header *header, uint64_t salt) {
-    /* The payload's checksum is part of what is summed; as a seed it would only make one wait for the other. */
-    return crc32c((uint32_t)(salt ^ salt >> 32), header, offsetof(struct record_header, crc));
+/* ---- checksums --------------------------------------------------------------------------------------------------- */
+
+struct lanes { /* two, so that a processor need not wait for one multiplication before it begins the next */
+    uint64_t a, b;
+};
+
+static struct lanes add_block(struct lanes at, const uint8_t *block) {
+    uint64_t words[BLOCK_BYTES / 8];
+    memcpy(words, block, sizeof words);
+    return (struct lanes){mix_pair(at.a, words[0], words[1]), mix_pair(at.b, words[2], words[3])};
 }
 
-uint64_t record_tail(const struct record_header *header) {
-    return mix_fold(header->index ^ MIX_A, header->ballot ^ MIX_B) ^ mix_fold(header->crc ^ MIX_C, MIX_D);
-}
-
-void record_close(struct record_header *header) {
-    uint64_t *tail = (uint64_t *)((uint8_t *)header + tail_offset(header->length));
-    __atomic_store_n(tail, record_tail(header), __ATOMIC_RELEASE);
-}
-
-void record_seal(struct record_header *header, const void *payload, uint64_t salt) {
-    header->payload_crc = crc32c(0, payload, header->length);
-    header->reserved = 0;
-    header->crc = header_crc(header, salt);
+/* One pass. The last block overlaps the one before where the length is no multiple; it is the header that says how long. */
+static uint64_t payload_sum(const uint8_t *payload, uint64_t length, uint64_t salt) {
+    struct lanes at = {salt ^ MIX_B, salt ^ MIX_C};
+    uint8_t padded[BLOCK_BYTES];
+    uint64_t left = length;
+    for (; left > BLOCK_BYTES; left -= BLOCK_BYTES, payload += BLOCK_BYTES) at = add_block(at, payload);
+    if (length >= BLOCK_BYTES) {
+        at = add_block(at, payload + left - BLOCK_BYTES);
+    } else {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, payload, left);
+        at = add_block(at, padded);
+    }
+    return mix_pair(MIX_D, at.a, at.b);
 }
 
 uint64_t record_hash(const struct record_header *header) {
-    uint64_t what = header->length | (uint64_t)header->kind << 32 | (uint64_t)header->flags << 40 |
-                    (uint64_t)header->origin_node << 48;
-    uint64_t whence = header->origin_stream | (uint64_t)header->payload_crc << 32;
-    uint64_t place = mix_fold(header->prev_hash ^ MIX_A, header->index ^ MIX_B);
-    uint64_t content = mix_fold(what ^ MIX_C, whence ^ MIX_D);
-    return mix_fold(place ^ header->origin_sequence ^ MIX_B, content ^ MIX_C);
+    uint64_t content[4];
+    memcpy(content, (const uint8_t *)header + offsetof(struct record_header, length), sizeof content);
+    uint64_t place = mix_pair(MIX_B, header->index, header->prev_hash);
+    uint64_t whose = mix_pair(MIX_C, content[0], content[1]);
+    return mix_pair(place, mix_pair(whose, content[2], content[3]), MIX_D);
 }
+
+_Static_assert(offsetof(struct record_header, length) + 32 == sizeof(struct record_header), "contents close the header");
+
+/* The checksum of the header, given the hash, which covers all of it but two fields. */
+static uint64_t tail(const struct record_header *header, uint64_t hash, uint64_t salt) {
+    return mix_pair(hash ^ salt, mix_pair(MIX_D, header->ballot, header->commit), MIX_C);
+}
+
+uint64_t record_seal(struct record_header *header, uint64_t salt) {
+    uint8_t *payload = (uint8_t *)(header + 1);
+    header->reserved = 0;
+    header->payload_sum = payload_sum(payload, header->length, salt);
+    uint64_t hash = record_hash(header);
+    uint64_t *last = (uint64_t *)((uint8_t *)header + tail_offset(header->length));
+    __atomic_store_n(last, tail(header, hash, salt), __ATOMIC_RELEASE);
+    return hash;
+}
+
+/* ---- validating -------------------------------------------------------------------------------------------------- */
 
 static bool indexed(uint64_t found, uint64_t index) {
     return (found == index || (planted(PLANT_FORMER_LAP_ACCEPTED) && found < index)) && found != 0;
 }
 
 /* Does the payload agree with its checksum? */
-static bool summed(const void *slot, const struct record_header *header) {
-    return crc32c(0, (const uint8_t *)slot + sizeof *header, header->length) == header->payload_crc ||
+static bool summed(const void *slot, const struct record_header *header, uint64_t salt) {
+    return payload_sum((const uint8_t *)slot + sizeof *header, header->length, salt) == header->payload_sum ||
            planted(PLANT_TORN_ADOPTED);
 }
 
@@ -64,13 +89,12 @@ static bool headed(const void *slot, uint64_t room, uint64_t index, uint64_t sal
     if (!indexed(header->index, index) || header->reserved != 0) return false;
     if (header->kind < RECORD_COMMAND || header->kind > RECORD_ADMIN) return false;
     if (record_bytes(header->length) > room) return false;
-    const uint64_t *tail = (const uint64_t *)((const uint8_t *)slot + tail_offset(header->length));
-    if (__atomic_load_n(tail, __ATOMIC_ACQUIRE) != record_tail(header) && !planted(PLANT_TORN_ADOPTED)) return false;
-    return header->crc == header_crc(header, salt);
+    const uint64_t *last = (const uint64_t *)((const uint8_t *)slot + tail_offset(header->length));
+    return __atomic_load_n(last, __ATOMIC_ACQUIRE) == tail(header, record_hash(header), salt) || planted(PLANT_TORN_ADOPTED);
 }
 
 static bool whole(const void *slot, uint64_t room, uint64_t index, uint64_t salt, struct record_header *header) {
-    return headed(slot, room, index, salt, header) && summed(slot, header);
+    return headed(slot, room, index, salt, header) && summed(slot, header, salt);
 }
 
 bool record_headed(const void *slot, uint64_t room, uint64_t index, uint64_t prev_hash, uint64_t salt) {
@@ -85,5 +109,5 @@ bool record_whole(const void *slot, uint64_t room, uint64_t index, uint64_t salt
 
 bool record_valid(const void *slot, uint64_t room, uint64_t index, uint64_t prev_hash, uint64_t salt) {
     struct record_header header; /* mostly it is another's index: the rest is not looked at */
-    return headed(slot, room, index, salt, &header) && chained(&header, index, prev_hash) && summed(slot, &header);
+    return headed(slot, room, index, salt, &header) && chained(&header, index, prev_hash) && summed(slot, &header, salt);
 }

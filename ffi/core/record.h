@@ -4,9 +4,10 @@
  *   [ 64-byte header | payload | tail word ] padded to a multiple of 64 bytes
  *
  * A record validates itself. It is the record wanted at (index, position, prev_hash) of a log only if the header says
- * so, the checksum over header and payload is right and the tail word, which is written last, matches. Whatever does
- * not validate is an empty slot: torn, of a previous lap, of another cluster, or left by a deposed leader behind another
- * prefix. The chain of running hashes covers contents (index, kind, flags, origin, payload) but not the ballot.
+ * so, the tail word, which is written last, is the checksum of the header, and the header's of the payload is right.
+ * Whatever does not validate is an empty slot: torn, of a previous lap, of another cluster, or left by a deposed leader
+ * behind another prefix. The checksums are of 64 bits, and seeded by the cluster's salt. The chain of running hashes
+ * covers contents (index, kind, flags, origin, payload) but not the ballot.
  *
  * A record never changes once it is proposed: a later leader that adopts it copies it as it is, under the ballot of the
  * leader that proposed it. Rewriting a record in place to raise its ballot would tear, if the writer died meanwhile, a
@@ -48,10 +49,9 @@ struct record_header { /* 64 bytes, one cache line */
     uint8_t flags;
     uint16_t origin_node;
     uint32_t origin_stream;
-    uint32_t payload_crc; /* CRC32C of the payload */
-    uint64_t origin_sequence;
     uint32_t reserved; /* zero */
-    uint32_t crc;      /* CRC32C of the header up to here, seeded by the cluster's salt */
+    uint64_t origin_sequence;
+    uint64_t payload_sum; /* checksum of the payload */
 };
 
 _Static_assert(sizeof(struct record_header) == 64, "a record header is one cache line");
@@ -68,13 +68,9 @@ static inline uint64_t record_bytes(uint64_t payload_bytes) {
     return ((raw + 7) & ~(uint64_t)7) + RECORD_TAIL_BYTES;
 }
 
-/* The tail word of a record: written last, with release, after header and payload. */
-uint64_t record_tail(const struct record_header *header);
-/* Stores the tail word behind the payload of a sealed record. */
-void record_close(struct record_header *header);
-
-/* Fills payload_crc and crc of a header whose other fields are set. */
-void record_seal(struct record_header *header, const void *payload, uint64_t salt);
+/* Finishes a record whose other fields and payload are there: payload_sum, and the tail word, last, with release.
+ * Returns the running hash of the log after it. */
+uint64_t record_seal(struct record_header *header, uint64_t salt);
 
 /* Running hash of the log after this record. */
 uint64_t record_hash(const struct record_header *header);

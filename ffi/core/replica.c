@@ -93,7 +93,7 @@ static void log_completed(struct replica *r, uint32_t peer, const struct fabric_
     }
     switch (kind) {
     case POST_RECORD:
-        if (!confirm_landed(r, peer, value)) return;
+        if (!p->pins && !confirm_landed(r, peer, value)) return;
         p->acked = value;
         if (value > r->commit.index) leader_commit(r);
         break;

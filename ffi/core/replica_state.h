@@ -255,7 +255,7 @@ void confirm_inspect(struct replica *r, uint32_t peer); /* posts the reads that 
 void confirm_peer(struct replica *r, uint32_t peer, struct cursor held);
 void confirm_lose(struct replica *r, uint32_t peer); /* its log link broke, or it is dropped */
 bool confirm_advance(struct replica *r);             /* joins, leader only */
-bool confirm_landed(struct replica *r, uint32_t peer, uint64_t index); /* false: it no longer counts */
+bool confirm_landed(struct replica *r, uint32_t peer, uint64_t index); /* not pinning; false: it no longer counts */
 void confirm_feed(struct replica *r, uint32_t peer);
 void confirm_limit(struct replica *r);
 void confirm_recycle(struct replica *r);

@@ -21,16 +21,18 @@ static uint64_t work_id(uint32_t peer, const struct verbs_queue *q, uint32_t num
 /* ---- settling -------------------------------------------------------------------------------------------------------- */
 
 /* Passes what has an outcome; the staging of the last one passed and of all before is free again. */
-static void advance(struct verbs *v, uint32_t peer, struct verbs_queue *q) {
-    uint32_t before = q->settled;
+static inline void pass(struct verbs_queue *q) {
     while (q->settled != q->posted && post_at(q, q->settled)->status != VERBS_UNSETTLED) {
         uint64_t staged = post_at(q, q->settled)->staged;
         if (staged) q->staging_tail = staged;
         q->settled++;
     }
-    if (q->settled == before) return;
     if ((int32_t)(q->sent - q->settled) < 0) q->sent = q->settled;
-    v->ready |= verbs_bit(peer, q->region);
+}
+
+static void advance(struct verbs *v, uint32_t peer, struct verbs_queue *q) {
+    pass(q);
+    if (q->taken != q->settled) v->ready |= verbs_bit(peer, q->region);
 }
 
 static uint8_t failure(struct verbs_queue *q, const struct verbs_post *post, enum fabric_status status) {
@@ -72,29 +74,45 @@ static uint8_t *staging_of(const struct verbs *v, const struct verbs_queue *q, c
     return q->staging + (post->staged - post->length) % v->staging_bytes;
 }
 
-static void complete(struct verbs *v, const struct ibv_wc *wc) {
+/* The oldest send of a queue is done; NULL: given up meanwhile, or it failed. */
+static inline struct verbs_queue *complete(struct verbs *v, const struct ibv_wc *wc) {
     uint32_t peer = wc->wr_id >> 24 & 0xff, region = wc->wr_id >> 16 & 0xff;
     struct verbs_queue *q = v->peers[peer].queues[region];
-    if ((uint32_t)(wc->wr_id >> 32) != q->serial) return; /* given up meanwhile */
+    if ((uint32_t)(wc->wr_id >> 32) != q->serial) return NULL;
     CHECK(q->settled != q->sent && (uint16_t)q->settled == (uint16_t)wc->wr_id);
     struct verbs_post *post = post_at(q, q->settled);
     if (wc->status != IBV_WC_SUCCESS) {
         fail(v, peer, q, meaning(wc->status, q, post));
-        return;
+        return NULL;
     }
     if (post->kind == VERBS_READ) memcpy(post->into, staging_of(v, q, post), post->length);
-    v->under_way--;
     post->status = FABRIC_DONE;
-    advance(v, peer, q);
+    v->under_way--;
+    pass(q);
+    return q;
 }
 
-void verbs_reap(struct verbs *v) {
+/* Takes the device's completions, and tells up to `max` of them: those before which nothing is to be told. */
+static int reap(struct verbs *v, struct fabric_completion *out, int max) {
     struct ibv_wc done[COMPLETIONS_AT_ONCE];
+    int told = 0;
     for (int count = COMPLETIONS_AT_ONCE; count == COMPLETIONS_AT_ONCE && v->under_way > 0;) {
         count = ibv_poll_cq(v->device.sent, COMPLETIONS_AT_ONCE, done);
         CHECK(count >= 0);
-        for (int i = 0; i < count; i++) complete(v, &done[i]);
+        for (int i = 0; i < count; i++) {
+            struct verbs_queue *q = complete(v, &done[i]);
+            if (!q) continue;
+            uint32_t peer = done[i].wr_id >> 24 & 0xff;
+            const struct verbs_post *post = post_at(q, q->taken);
+            if (q->taken + 1 == q->settled && !post->internal && told < max) {
+                out[told++] = (struct fabric_completion){.id = post->id, .peer = peer, .status = FABRIC_DONE};
+                q->taken++;
+            } else {
+                v->ready |= verbs_bit(peer, q->region);
+            }
+        }
     }
+    return told;
 }
 
 /* ---- sending ----------------------------------------------------------------------------------------------------------- */
@@ -116,46 +134,53 @@ static bool is_own(const struct verbs *v, uint32_t region, const uint8_t *source
     return source >= memory && source + length <= memory + v->memory_bytes[region];
 }
 
-/* Where the device finds the bytes, or puts them. False: no staging now. */
-static bool place_bytes(const struct verbs *v, struct verbs_queue *q, struct verbs_post *post, const uint8_t *source,
-                        struct ibv_sge *piece, struct ibv_send_wr *send) {
-    piece->length = post->length;
-    if (post->kind == VERBS_WRITE && post->length <= v->device.place.inline_bytes) {
-        piece->addr = (uintptr_t)source;
-        send->send_flags |= IBV_SEND_INLINE;
-        return true;
-    }
-    if (post->kind == VERBS_WRITE && is_own(v, q->region, source, post->length)) {
-        piece->addr = (uintptr_t)source;
+/* Where the device finds the bytes of what is not sent inline, or puts them. False: no staging now. */
+static bool place_bytes(const struct verbs *v, struct verbs_queue *q, struct verbs_post *post) {
+    struct ibv_sge *piece = &q->piece;
+    if (post->kind == VERBS_WRITE && is_own(v, q->region, post->source, post->length)) {
+        piece->addr = (uintptr_t)post->source;
         piece->lkey = v->keys[q->region]->lkey;
         return true;
     }
     uint8_t *staging = stage(v, q, post);
     if (!staging) return false;
-    if (post->kind == VERBS_WRITE) memcpy(staging, source, post->length);
+    if (post->kind == VERBS_WRITE) memcpy(staging, post->source, post->length);
     piece->addr = (uintptr_t)staging;
     piece->lkey = v->staging_keys[q->region]->lkey;
     return true;
 }
 
-/* The oldest post that was not sent. False: it has to wait. */
-static bool send_next(struct verbs *v, uint32_t peer, struct verbs_queue *q, const uint8_t *source) {
-    const struct verbs_link *link = v->peers[peer].link;
-    struct verbs_post *post = post_at(q, q->sent);
-    if (q->sent - q->settled >= v->device.place.queue_depth) return false;
-    struct ibv_sge piece = {0};
-    struct ibv_send_wr send = {.wr_id = work_id(peer, q, q->sent), .send_flags = IBV_SEND_SIGNALED, .opcode = IBV_WR_SEND};
-    if (post->kind != VERBS_RING) {
-        bool log = q->region == FABRIC_LOG;
-        send.opcode = post->kind == VERBS_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ;
-        send.sg_list = &piece;
-        send.num_sge = 1;
-        send.wr.rdma.remote_addr = (log ? link->theirs.log_address : link->theirs.background_address) + post->offset;
-        send.wr.rdma.rkey = log ? link->theirs.log_key : link->theirs.background_key;
-        if (!place_bytes(v, q, post, source, &piece, &send)) return false;
+/* Fills in the queue's work request, of which most never changes. False: it has to wait for staging. */
+static inline bool prepare(const struct verbs *v, const struct verbs_link *link, uint32_t peer, struct verbs_queue *q,
+                           struct verbs_post *post) {
+    bool log = q->region == FABRIC_LOG;
+    struct ibv_send_wr *work = &q->work;
+    work->wr_id = work_id(peer, q, q->sent);
+    work->sg_list = &q->piece;
+    work->num_sge = 1;
+    work->wr.rdma.remote_addr = (log ? link->theirs.log_address : link->theirs.background_address) + post->offset;
+    work->wr.rdma.rkey = log ? link->theirs.log_key : link->theirs.background_key;
+    q->piece.length = post->length;
+    if (post->kind == VERBS_WRITE && post->length <= v->device.place.inline_bytes) {
+        q->piece.addr = (uintptr_t)post->source;
+        work->opcode = IBV_WR_RDMA_WRITE;
+        work->send_flags = IBV_SEND_SIGNALED | IBV_SEND_INLINE;
+        return true;
     }
+    work->send_flags = IBV_SEND_SIGNALED;
+    work->opcode = post->kind == VERBS_WRITE ? IBV_WR_RDMA_WRITE : post->kind == VERBS_READ ? IBV_WR_RDMA_READ : IBV_WR_SEND;
+    if (post->kind != VERBS_RING) return place_bytes(v, q, post);
+    work->num_sge = 0;
+    return true;
+}
+
+/* The oldest post that was not sent. False: it has to wait. */
+static inline bool send_next(struct verbs *v, uint32_t peer, struct verbs_queue *q, struct verbs_post *post) {
+    const struct verbs_link *link = v->peers[peer].link;
+    if (q->sent - q->settled >= v->device.place.queue_depth) return false;
+    if (!prepare(v, link, peer, q, post)) return false;
     struct ibv_send_wr *bad;
-    if (ibv_post_send(link->out[q->region], &send, &bad)) {
+    if (ibv_post_send(link->out[q->region], &q->work, &bad)) {
         CHECK(q->sent == q->settled || errno != EINVAL);
         if (q->sent != q->settled) return false; /* completions will make room */
         fail(v, peer, q, FABRIC_DOWN);
@@ -173,17 +198,22 @@ static void send_waiting(struct verbs *v) {
         while (q->sent != q->posted) {
             struct verbs_post *post = post_at(q, q->sent);
             if (post->status != VERBS_UNSETTLED) q->sent++;
-            else if (!send_next(v, peer, q, post->length <= FABRIC_INLINE_MAX ? post->bytes : post->source)) break;
+            else if (!send_next(v, peer, q, post)) break;
         }
         if (q->sent == q->posted) v->waiting &= ~verbs_bit(peer, q->region);
     }
 }
 
-void verbs_progress(struct verbs *v) {
+static int progress(struct verbs *v, struct fabric_completion *out, int max) {
     verbs_adopt(v);
-    verbs_reap(v);
+    int told = reap(v, out, max);
     if (v->waiting) send_waiting(v);
+    return told;
 }
+
+void verbs_reap(struct verbs *v) { reap(v, NULL, 0); }
+
+void verbs_progress(struct verbs *v) { progress(v, NULL, 0); }
 
 /* ---- posting ----------------------------------------------------------------------------------------------------------- */
 
@@ -196,45 +226,42 @@ static uint8_t foreseen(const struct verbs_peer *p, struct verbs_queue *q, const
     return failure(q, post, FABRIC_REFUSED);
 }
 
-/* What is to be posted; a post itself holds room for bytes that are copied only when it has to wait. */
-struct order {
-    uint64_t id, offset;
-    uint32_t length;
-    enum verbs_kind kind;
-    bool internal;
-    uint8_t *into;
-};
+/* The peer takes nothing any more. */
+static void give_up_stuck(struct verbs *v, uint32_t peer, struct verbs_queue *q) {
+    const struct verbs_link *link = v->peers[peer].link;
+    if (link) verbs_stop(v, link->out[q->region]);
+    fail(v, peer, q, FABRIC_DOWN);
+}
 
-static void post(struct verbs *v, uint32_t peer, enum fabric_region region, struct order what, const uint8_t *bytes) {
-    struct verbs_peer *p = &v->peers[peer];
-    struct verbs_queue *q = p->queues[region];
-    if (q->posted - q->settled >= VERBS_STUCK) {
-        if (p->link) verbs_stop(v, p->link->out[region]);
-        fail(v, peer, q, FABRIC_DOWN);
-    }
-    CHECK(q->posted - q->taken < VERBS_POSTS);
-    struct verbs_post *post = post_at(q, q->posted);
-    post->id = what.id;
-    post->offset = what.offset;
-    post->source = bytes;
-    post->into = what.into;
-    post->staged = 0;
-    post->length = what.length;
-    post->session = q->session;
-    post->kind = (uint8_t)what.kind;
-    post->internal = what.internal;
-    post->status = foreseen(p, q, post);
-    bool at_once = q->sent == q->posted;
-    q->posted++;
+/* What was not sent: it waits, or is known already to fail. `first`: nothing waited before it. */
+static void put_off(struct verbs *v, uint32_t peer, struct verbs_queue *q, struct verbs_post *post, bool first) {
     if (post->status != VERBS_UNSETTLED) {
-        if (at_once) q->sent++;
+        if (first) q->sent++;
         advance(v, peer, q);
         return;
     }
-    if (at_once && send_next(v, peer, q, bytes)) return;
-    if (what.kind == VERBS_WRITE && what.length <= FABRIC_INLINE_MAX) memcpy(post->bytes, bytes, what.length);
-    v->waiting |= verbs_bit(peer, region);
+    if (post->kind == VERBS_WRITE && post->length <= FABRIC_INLINE_MAX)
+        post->source = memcpy(q->kept[post - q->posts], post->source, post->length);
+    v->waiting |= verbs_bit(peer, q->region);
     v->counters.waits++;
+}
+
+/* The place of the next post of a queue. */
+static inline struct verbs_post *next_post(struct verbs *v, uint32_t peer, struct verbs_queue *q) {
+    if (__builtin_expect(q->posted - q->settled >= VERBS_STUCK, 0)) give_up_stuck(v, peer, q);
+    CHECK(q->posted - q->taken < VERBS_POSTS);
+    return post_at(q, q->posted);
+}
+
+/* Sends what stands in that place now. */
+static inline void post(struct verbs *v, uint32_t peer, struct verbs_queue *q, struct verbs_post *post) {
+    post->staged = 0;
+    post->session = q->session;
+    post->status = foreseen(&v->peers[peer], q, post);
+    bool first = q->sent == q->posted;
+    q->posted++;
+    if (post->status == VERBS_UNSETTLED && first && send_next(v, peer, q, post)) return;
+    put_off(v, peer, q, post, first);
 }
 
 static void check_post(const struct verbs *v, uint32_t peer, enum fabric_region region, uint64_t offset, uint32_t length) {
@@ -250,7 +277,15 @@ void verbs_post_write(struct fabric *f, uint32_t peer, enum fabric_region region
     verbs_adopt(v);
     v->counters.writes++;
     v->counters.write_bytes += length;
-    post(v, peer, region, (struct order){.id = id, .offset = offset, .length = length, .kind = VERBS_WRITE}, bytes);
+    struct verbs_queue *q = v->peers[peer].queues[region];
+    struct verbs_post *place = next_post(v, peer, q);
+    place->id = id;
+    place->offset = offset;
+    place->source = bytes;
+    place->length = length;
+    place->kind = VERBS_WRITE;
+    place->internal = false;
+    post(v, peer, q, place);
 }
 
 void verbs_post_read(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, void *into,
@@ -259,20 +294,34 @@ void verbs_post_read(struct fabric *f, uint32_t peer, enum fabric_region region,
     check_post(v, peer, region, offset, length);
     verbs_adopt(v);
     v->counters.reads++;
-    post(v, peer, region, (struct order){.id = id, .offset = offset, .length = length, .kind = VERBS_READ, .into = into}, NULL);
+    struct verbs_queue *q = v->peers[peer].queues[region];
+    struct verbs_post *place = next_post(v, peer, q);
+    place->id = id;
+    place->offset = offset;
+    place->into = into;
+    place->length = length;
+    place->kind = VERBS_READ;
+    place->internal = false;
+    post(v, peer, q, place);
 }
 
 void verbs_post_internal(struct verbs *v, uint32_t peer, enum verbs_kind kind, uint64_t offset, const void *bytes, uint32_t length) {
-    if (!v->peers[peer].link || v->peers[peer].queues[FABRIC_BACKGROUND]->broken) return;
-    post(v, peer, FABRIC_BACKGROUND, (struct order){.offset = offset, .length = length, .kind = kind, .internal = true}, bytes);
+    struct verbs_queue *q = v->peers[peer].queues[FABRIC_BACKGROUND];
+    if (!v->peers[peer].link || q->broken) return;
+    struct verbs_post *place = next_post(v, peer, q);
+    place->offset = offset;
+    place->source = bytes;
+    place->length = length;
+    place->kind = (uint8_t)kind;
+    place->internal = true;
+    post(v, peer, q, place);
 }
 
 /* ---- telling ----------------------------------------------------------------------------------------------------------- */
 
 int verbs_poll(struct fabric *f, struct fabric_completion *out, int max) {
     struct verbs *v = verbs_of(f);
-    verbs_progress(v);
-    int count = 0;
+    int count = progress(v, out, max);
     for (uint64_t rest = v->ready; rest && count < max; rest &= rest - 1) {
         uint32_t which = (uint32_t)__builtin_ctzll(rest), peer = which / FABRIC_REGIONS;
         struct verbs_queue *q = v->peers[peer].queues[which % FABRIC_REGIONS];

@@ -29,14 +29,13 @@ enum verbs_kind { VERBS_WRITE, VERBS_READ, VERBS_RING };
 
 struct verbs_post {
     uint64_t id, offset;
-    const uint8_t *source; /* of a write that is longer than FABRIC_INLINE_MAX */
+    const uint8_t *source; /* of a write; one of at most FABRIC_INLINE_MAX that has to wait is in `kept` */
     uint8_t *into;         /* of a read */
     uint64_t staged;       /* staging in use up to here once it is sent; 0: none of its own */
     uint32_t length;
     uint32_t session;
     uint8_t kind, status;  /* enum fabric_status, or VERBS_UNSETTLED */
     bool internal;         /* nobody is told of it */
-    uint8_t bytes[FABRIC_INLINE_MAX];
 };
 
 /* What was posted to one region of one peer, in order: taken <= settled <= sent <= posted. */
@@ -49,7 +48,10 @@ struct verbs_queue {
     uint8_t region;
     uint8_t *staging;
     uint64_t staging_head, staging_tail; /* byte counts; the place is modulo staging_bytes */
+    struct ibv_send_wr work; /* as it was posted last: most of it never changes */
+    struct ibv_sge piece;
     struct verbs_post posts[VERBS_POSTS];
+    uint8_t kept[VERBS_POSTS][FABRIC_INLINE_MAX]; /* element i: of posts[i], if it has to wait */
 };
 
 struct verbs_link { /* the queue pairs to one peer */

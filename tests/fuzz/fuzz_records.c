@@ -96,8 +96,7 @@ static void put_record(struct input *in, struct cursor at, uint32_t length, uint
     struct replica_membership next = *members;
     if (header->kind == RECORD_CONFIG && !put_change(in, header->index, payload, length, &next)) header->kind = RECORD_NOOP;
     if (wrong == 0) *members = next;
-    record_seal(header, payload, SALT + (wrong == 3));
-    record_close(header);
+    record_seal(header, SALT + (wrong == 3));
     if (wrong == 4) ((uint8_t *)header)[input_byte(in) % 64] ^= 1u << input_below(in, 8);
     if (wrong == 5) ((uint8_t *)header)[record_bytes(length) - 1 - input_below(in, RECORD_TAIL_BYTES)] ^= 0x40;
     if (wrong == 6 && length > 0) payload[input_byte(in) % length] ^= 1u << input_below(in, 8);
@@ -211,11 +210,9 @@ static void slot_alone(struct input in) {
     record_whole(slot, room, index, SALT);
     if (room < record_bytes(0)) return;
     struct record_header *header = (struct record_header *)slot; /* sealed as it is, it is right or of no kind */
-    header->reserved = 0;
     header->length %= room - record_bytes(0) - 7 > room ? 1 : room - record_bytes(0) + 1;
     if (record_bytes(header->length) > room) return;
-    record_seal(header, header + 1, SALT);
-    record_close(header);
+    record_seal(header, SALT);
     bool right = index != 0 && header->kind >= RECORD_COMMAND && header->kind <= RECORD_ADMIN;
     CHECK(record_valid(slot, room, index, header->prev_hash, SALT) == right);
     CHECK(!record_valid(slot, record_bytes(header->length) - 8, index, header->prev_hash, SALT));

@@ -26,8 +26,7 @@ def make(payload: bytes, salt: int = SALT, **fields: int) -> Any:
         setattr(header, name, value)
     header.length = len(payload)
     ffi.memmove(header + 1, payload, len(payload))
-    lib.record_seal(header, header + 1, salt)
-    lib.record_close(header)
+    assert lib.record_seal(header, salt) == lib.record_hash(header)
     return memory, header
 
 
@@ -35,27 +34,47 @@ def valid(header: Any, room: int, index: int = 7, prev_hash: int = 99, salt: int
     return bool(lib.record_valid(header, room, index, prev_hash, salt))
 
 
-class TestCrc32c:
-    # RFC 3720, B.4, and the customary check value.
-    VECTORS = (
-        (b"123456789", 0xE3069283),
-        (bytes(32), 0x8A9136AA),
-        (b"\xff" * 32, 0x62A8AB43),
-        (bytes(range(32)), 0x46DD794E),
-        (b"", 0),
-    )
+class TestChecksum:
+    """Of the payload: one pass in blocks of 32 bytes, four words of which two are multiplied with the other two."""
 
-    @pytest.mark.parametrize(("data", "value"), VECTORS)
-    def test_known_values(self, data: bytes, value: int) -> None:
-        assert lib.crc32c(0, data, len(data)) == value
-        assert lib.crc32c_tables(0, data, len(data)) == value
+    MIX_A = 0x6A09E667F3BCC909
 
-    @given(data=st.binary(max_size=300), seed=st.integers(0, 2**32 - 1), cut=st.integers(0, 300))
-    def test_both_ways_agree_and_continue(self, data: bytes, seed: int, cut: int) -> None:
-        whole = lib.crc32c(seed, data, len(data))
-        assert whole == lib.crc32c_tables(seed, data, len(data))
-        head, tail = data[:cut], data[cut:]
-        assert lib.crc32c(lib.crc32c_tables(seed, head, len(head)), tail, len(tail)) == whole
+    @staticmethod
+    def sum_of(payload: bytes, salt: int = SALT) -> int:
+        _keep, header = make(payload, salt)
+        return int(header.payload_sum)
+
+    @pytest.mark.parametrize("factor", [0, 2**64 - 1])
+    def test_a_factor_of_zero_or_minus_one_hides_nothing(self, factor: int) -> None:
+        masking = (self.MIX_A ^ factor).to_bytes(8, "little")
+        payload = (masking + bytes(8)) * 6
+        base = self.sum_of(payload)
+        for position in range(len(payload)):
+            for shift in range(8):
+                other = bytearray(payload)
+                other[position] ^= 1 << shift
+                assert self.sum_of(bytes(other)) != base, f"bit {shift} of byte {position}"
+
+    @given(words=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=24), swap=st.data())
+    def test_the_order_of_words_counts(self, words: list[int], swap: st.DataObject) -> None:
+        i, j = (swap.draw(st.integers(0, len(words) - 1)) for _ in range(2))
+        other = list(words)
+        other[i], other[j] = words[j], words[i]
+        same = other == words
+        sums = [self.sum_of(b"".join(word.to_bytes(8, "little") for word in each)) for each in (words, other)]
+        assert (sums[0] == sums[1]) == same
+
+    def test_sums_are_spread_evenly(self) -> None:
+        """Of payloads that differ in little: every bit of the sum is one as often as not (6 sigma)."""
+        count = 4000
+        sums = [self.sum_of(i.to_bytes(8, "little") + bytes(56)) for i in range(count)]
+        assert len(set(sums)) == count
+        for shift in range(64):
+            ones = sum(value >> shift & 1 for value in sums)
+            assert abs(ones - count / 2) < 6 * (count**0.5) / 2, f"bit {shift}"
+
+    def test_the_salt_is_in_it(self) -> None:
+        assert self.sum_of(b"x" * 64) != self.sum_of(b"x" * 64, SALT + 1)
 
 
 class TestRecord:
