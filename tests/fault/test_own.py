@@ -363,6 +363,34 @@ def test_rule_14_clients_with_state_are_closed_when_the_leader_dies(bed: Testbed
     assert_same_data(bed)
 
 
+def test_a_long_script_outlives_its_leader_and_is_done_once(bed: Testbed) -> None:
+    """Of a client without state; on a connection of its own nobody runs it again, and its client is closed."""
+    before = bed.status()
+    leader, follower = leader_of(before), a_follower_of(before)
+    spin = b"for _ = 1, 5e7 do end return redis.call('INCR', KEYS[1])"  # half a second or more
+    looks = redis.Redis(unix_socket_path=leader.backend, socket_timeout=0.1, retry=None)
+
+    def at_it() -> bool:
+        try:
+            return not looks.ping()
+        except redis.TimeoutError:
+            return True
+
+    with contextlib.closing(looks), Line(follower) as stateless, Line(follower) as stateful:
+        assert stateful.ask("WATCH w") == ["+OK"]
+        stateless.connection.sendall(encode((b"EVAL", spin, b"1", b"n")))
+        wait_until("the leader's server is at it", at_it, WAIT_S)
+        stateful.connection.sendall(encode((b"EVAL", spin, b"1", b"m")))
+        bed.kill(leader)
+        after = another_serves(bed, before)
+        assert stateless.hear() == [":1"]
+        with contextlib.suppress(ConnectionResetError):
+            assert stateful.lines.read() == b""
+    client = bed.client(leader_of(after))
+    assert client.get("n") == b"1" and client.get("m") is None
+    assert_same_data(bed)
+
+
 def test_what_was_popped_for_a_blocked_client_is_popped_once(bed: Testbed) -> None:
     """Takers wait at a follower while the leader is killed: each element is with one of them, or still there, or its
     taker was closed with it; never in two places. Who asked in between waits at the next leader."""
