@@ -109,26 +109,28 @@ static void look_up(struct replica *r) {
     replica_publish_status(r);
 }
 
-/* The leader's ring no longer reaches back to here; without a leader, nobody's does who is ahead. */
-static void look_behind(struct replica *r) {
-    if (r->damage == REPLICA_LAPPED && r->leader == REPLICA_NOBODY) look_up(r);
-    if (r->damage != REPLICA_SOUND || r->role != REPLICA_FOLLOWER) return;
-    bool ahead = false, reached = false;
+/* The leader's ring no longer reaches back to here; without a leader, that of nobody who is ahead and may lead. What a ring
+ * still holds is of no use where its owner never feeds anybody: it is no member any more, or its backend is down. Only if
+ * all who are ahead are such, one of them may yet be copied by whoever leads. */
+static bool out_of_reach(const struct replica *r) {
+    uint32_t ahead = 0, heirs = 0, reaching = 0;
     for (uint32_t i = 0; i < r->nodes; i++) {
         const struct peer *p = &r->peers[i];
         if (i == r->self || !p->alive || p->progress.index <= r->commit.index) continue;
         if (r->leader != REPLICA_NOBODY && r->leader != i) continue;
-        ahead = true;
-        reached |= p->progress.oldest_position <= r->commit.position;
+        ahead |= bit(i);
+        if (r->leader == i || (p->status.eligible && !config_is_gone(r, i))) heirs |= bit(i);
+        if (p->progress.oldest_position <= r->commit.position) reaching |= bit(i);
     }
-    if (!ahead || reached) return;
+    uint32_t counting = heirs ? heirs : ahead;
+    return counting != 0 && (reaching & counting) == 0;
+}
+
+static void look_behind(struct replica *r) {
+    if (r->damage == REPLICA_LAPPED && r->leader == REPLICA_NOBODY) look_up(r);
+    if (r->damage != REPLICA_SOUND || r->role != REPLICA_FOLLOWER || !out_of_reach(r)) return;
     follow_scan(r, UINT32_MAX); /* it may have come meanwhile */
-    for (uint32_t i = 0; i < r->nodes; i++) {
-        const struct peer *p = &r->peers[i];
-        if (i != r->self && p->alive && p->progress.index > r->commit.index &&
-            p->progress.oldest_position > r->commit.position && (r->leader == i || r->leader == REPLICA_NOBODY))
-            r->damage = REPLICA_LAPPED;
-    }
+    if (r->damage == REPLICA_SOUND && out_of_reach(r)) r->damage = REPLICA_LAPPED;
 }
 
 /* ---- verdicts ------------------------------------------------------------------------------------------------ */

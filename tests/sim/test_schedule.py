@@ -69,6 +69,12 @@ def test_random_schedules_under_the_sanitizers(sanitized: Path) -> None:
     passes(sanitized, "--seed", 10_000, "--seeds", 100)
 
 
+def test_a_ring_that_will_feed_nobody_is_no_way_back(fast: Path) -> None:
+    """A member waited to be fed by a node that was no member any more: all others' rings had gone on, and without that
+    member there was no majority. It did not take a snapshot, and nobody led for ever."""
+    passes(fast, "--seed", 8014, "--replicas", 5)
+
+
 def test_the_same_seed_gives_the_same_run(fast: Path) -> None:
     def trace() -> str:
         line = [fast, "--seed", "77", "--trace"]
