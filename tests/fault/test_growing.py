@@ -7,6 +7,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from musidecar.config import load
 from musidecar.switchover import switchover
 from musidecar.testbed import ClusterStatus, free_ports, musidecar, wait_until
@@ -105,6 +107,12 @@ def test_3_to_5_to_3_under_load(cradle: Cradle) -> None:
     for each in after.nodes[:3]:
         verdict = verify(history, bed.client(each))
         assert not verdict.lost and not verdict.doubled, verdict.troubles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(10))
+def test_3_to_5_to_3_again_and_again(cradle: Cradle, turn: int) -> None:
+    test_3_to_5_to_3_under_load(cradle)
 
 
 def test_a_node_is_replaced_by_one_at_another_address(cradle: Cradle) -> None:

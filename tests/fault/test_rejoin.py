@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import redis
 
+from musidecar.bench import rejoin
 from musidecar.compare import compare, compare_logs
 from musidecar.status import collect, problems
 from musidecar.switchover import switchover
@@ -173,10 +176,11 @@ def test_who_gives_the_data_dies_and_another_gives_it(nursery: Nursery) -> None:
     assert bed.leftovers() == []
 
 
-def test_rolling_restart_under_load(nursery: Nursery) -> None:
-    """Every node once, the leader after a switchover: no request of a client of the other nodes fails."""
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_rolling_restart_under_load(nursery: Nursery, rounds: int) -> None:
+    """Every node once (and again), the leader after a switchover: no request of a client of the other nodes fails."""
     with Cradle(nursery, 3) as bed:
-        for node in (1, 2, 3):
+        for node in (1, 2, 3) * rounds:
             status = bed.status()
             if status.leader == str(node):
                 switchover(bed.config, node % 3 + 1)
@@ -198,3 +202,13 @@ def test_rolling_restart_under_load(nursery: Nursery) -> None:
             assert not verify(history, bed.client(after[str(node)])).lost
         assert_equal(bed)
     assert bed.leftovers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_gigabyte_under_load(tmp_path: Path) -> None:
+    """`musidecar bench rejoin`: with 1 GB of data and 5,000 writes a second it comes back, and no request fails."""
+    rejoin.run(megabytes=1000, rate=5000, timeout_s=600, out=tmp_path)
+    found = json.loads((tmp_path / "rejoin.json").read_text())
+    assert found["raw"]["troubles"] == []
+    assert [row["value"] for row in found["figures"] if row["name"] == "failed requests"] == [0]
