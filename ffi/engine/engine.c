@@ -30,19 +30,26 @@ uint64_t clock_ns(void) {
 
 /* ---- the loop --------------------------------------------------------------------------------------------------------------- */
 
-/* Everybody waits for a take-over, and it for the backend: for one that this process started the same is asked. In steady
- * service a larger share costs a fifth of the throughput: the backend is interrupted for every request instead of every
- * few. */
-static void promptness(struct engine *e) {
-    bool hurry = e->now_us < e->quiet_until_us;
-    if (hurry == e->hurried) return;
-    e->hurried = hurry;
-    prompt_thread(hurry ? PROMPT_NOW : PROMPT_SOON);
+/* Who takes over waits for its backend, which gets the larger share if this process started it. Not before: the others'
+ * permission is waited for first, and they may share its processor. */
+static void backend_hurry(struct engine *e) {
     if (e->hurried_child != 0) (void)setpriority(PRIO_PROCESS, (id_t)e->hurried_child, e->hurried_nice);
-    e->hurried_child = hurry ? socket_child(&e->admin.socket) : 0;
+    e->hurried_child = e->backend_hurried ? socket_child(&e->admin.socket) : 0;
     if (e->hurried_child == 0) return;
     e->hurried_nice = getpriority(PRIO_PROCESS, (id_t)e->hurried_child);
     if (setpriority(PRIO_PROCESS, (id_t)e->hurried_child, PROMPT_NICE) != 0) e->hurried_child = 0; /* not allowed to */
+}
+
+/* Everybody waits for a take-over. In steady service a larger share costs a fifth of the throughput: the backend is
+ * interrupted for every request instead of every few. */
+static void promptness(struct engine *e) {
+    bool hurry = e->now_us < e->quiet_until_us;
+    if (hurry != e->hurried) prompt_thread(hurry ? PROMPT_NOW : PROMPT_SOON);
+    e->hurried = hurry;
+    bool elected = hurry && e->takeover != TAKE_IDLE;
+    if (elected == e->backend_hurried) return;
+    e->backend_hurried = elected;
+    backend_hurry(e);
 }
 
 static void peers_dead(struct engine *e, uint32_t mask) {
@@ -139,6 +146,7 @@ static void turn(struct engine *e) {
     owns_step(e);
     shared_send(e);
     if (e->takeover != TAKE_IDLE) {
+        promptness(e);
         takeover_step(e);
         if (!planted(PLANT_CUT_WITHOUT_ROLE)) stream_spin(e);
         effects_cut(e);

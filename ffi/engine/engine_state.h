@@ -334,8 +334,9 @@ struct engine {
     uint64_t quiet_until_us; /* until then the control plane is left asleep */
     bool untold;             /* it has events to read */
     bool hurried;            /* this thread has the larger share ... */
-    int32_t hurried_child;   /* ... and so has this process, whose nice was: */
-    int hurried_nice;
+    bool backend_hurried;    /* ... and so has the backend, or would have */
+    int32_t hurried_child;   /* its process, 0: not so; ... */
+    int hurried_nice;        /* ... and what its nice was */
     atomic_bool stopping;
 
     struct client *clients; /* clients_max slots */
