@@ -56,6 +56,17 @@ def forget(bed: Cradle, phase: str, passes: int, victim: str) -> None:
     assert after[lost.id].more["incarnation"] > lost.more["incarnation"]
 
 
+def ends_well(bed: Cradle, load: Load) -> None:
+    """Writes go on; then nothing acknowledged is missing or doubled, and all nodes hold the same."""
+    before = sum(load.counts())
+    wait_until("writes go on", lambda: sum(load.counts()) > before + 200, 20)
+    history = load.finish()
+    assert_equal(bed)
+    for node in bed.status().nodes:
+        verdict = verify(history, bed.client(node))
+        assert not verdict.lost and not verdict.doubled, verdict.troubles
+
+
 def run(nursery: Nursery, moments: list[tuple[str, int, str]]) -> None:
     with contextlib.ExitStack() as stack:
         bed = stack.enter_context(Cradle(nursery, 3))
@@ -64,13 +75,7 @@ def run(nursery: Nursery, moments: list[tuple[str, int, str]]) -> None:
         load.wait_for(100)
         for phase, passes, victim in moments:
             forget(bed, phase, passes, victim)
-        before = sum(load.counts())
-        wait_until("writes go on", lambda: sum(load.counts()) > before + 200, 20)
-        history = load.finish()
-        assert_equal(bed)
-        for node in bed.status().nodes:
-            verdict = verify(history, bed.client(node))
-            assert not verdict.lost and not verdict.doubled, verdict.troubles
+        ends_well(bed, load)
     assert bed.leftovers() == []
 
 
@@ -97,13 +102,7 @@ def test_the_backend_that_led_last_goes_on_where_no_other_follows_the_log(nurser
         bed.wait_status("all are members", rejoined, REJOIN_S)
         resumed = "this one led last, and goes on with what it has done since"
         assert resumed in (bed.dir / f"{second.id}.log").read_text()
-        count = sum(load.counts())
-        wait_until("writes go on", lambda: sum(load.counts()) > count + 200, 20)
-        history = load.finish()
-        assert_equal(bed)
-        for node in bed.status().nodes:
-            verdict = verify(history, bed.client(node))
-            assert not verdict.lost and not verdict.doubled, verdict.troubles
+        ends_well(bed, load)
     assert bed.leftovers() == []
 
 
