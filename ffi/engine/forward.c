@@ -24,7 +24,7 @@ static struct frame frame_of(const struct engine *e, const struct client *c, con
     const struct pending *oldest = queue_front(&c->pending);
     return (struct frame){.length = (uint32_t)d->length, .type = FRAME_REQUEST, .flags = flags,
                           .database = (uint16_t)c->session.database, .slot = c->slot, .generation = c->generation,
-                          .sequence = c->sequence, .replies = d->replies, .swallow = d->swallow, 
+                          .sequence = c->sequence, .replies = d->replies, .swallow = d->swallow,
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
                           .script_length = (uint32_t)d->script_length, .loads = d->loads, .life = replica_own_incarnation(e->replica),
                           .unanswered = oldest ? (uint32_t)(c->sequence - oldest->sequence) : 0, .pause = d->pause};
