@@ -1,0 +1,1 @@
+"""memcached: framing, classification and decisions in C, the backend driver in Python."""
