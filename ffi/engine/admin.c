@@ -32,8 +32,12 @@ void admin_send(struct engine *e, enum admin_kind kind, const void *bytes, size_
 void admin_send_for(struct engine *e, struct destination to, const void *bytes, size_t length, bool travels) {
     if (travels && config_check_begin(e, &to, bytes, length)) return;
     travels = travels && length + 8 <= e->config.replica.piece_bytes_max;
+    struct buffer translated = {0};
+    bool kept = travels && config_kept_translate(e, bytes, length, &translated);
     if (travels) buffer_append(&e->admin.settings, bytes, length);
-    admin_queue(e, (struct admin_expect){ADMIN_CLIENT, to, travels ? (uint32_t)length : 0}, bytes, length);
+    admin_queue(e, (struct admin_expect){ADMIN_CLIENT, to, travels ? (uint32_t)length : 0}, kept ? buffer_bytes(&translated) : bytes,
+                kept ? buffer_length(&translated) : length);
+    buffer_free(&translated);
 }
 
 void admin_answer_client(struct engine *e, const struct destination *to, const void *bytes, size_t length) {
@@ -138,9 +142,9 @@ static void admin_connect(struct engine *e) {
     source_watch(e, &a->socket.source, EPOLLIN);
     struct buffer hello = {0};
     uint32_t replies = append_auth(e, &hello);
-    append_command(&hello, 3, "CLIENT", "NO-EVICT", "ON");
-    append_command(&hello, 2, "CLIENT", "UNPAUSE"); /* of an earlier sidecar's time */
-    append_command(&hello, 3, "CLIENT", "SETNAME", "musidecar-admin");
+    append_command(&hello, 3, OUR_CLIENT, "NO-EVICT", "ON");
+    append_command(&hello, 2, OUR_CLIENT, "UNPAUSE"); /* of an earlier sidecar's time */
+    append_command(&hello, 3, OUR_CLIENT, "SETNAME", "musidecar-admin");
     for (uint32_t i = 0; i < replies + 2; i++)
         *(struct admin_expect *)queue_push(&a->expects) = (struct admin_expect){.kind = ADMIN_SWALLOW};
     admin_send(e, ADMIN_SWALLOW, buffer_bytes(&hello), buffer_length(&hello));
@@ -179,7 +183,7 @@ void admin_tick(struct engine *e) {
         return;
     }
     if (!a->ping_pending && e->now_us - a->heard_us >= ping_after_us(e)) {
-        static const char ping[] = ASK_PING;
+        static const char ping[] = ASK_ALIVE;
         a->ping_pending = true;
         a->heard_us = e->now_us; /* from here the time-out runs */
         admin_send(e, ADMIN_PING, ping, sizeof ping - 1);

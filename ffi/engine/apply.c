@@ -162,7 +162,10 @@ static void setting_add(struct log_state *log, const uint8_t *bytes, uint32_t le
  * an AOF in the middle of it, Redis 7.0 ends itself when it comes to its end. */
 static void setting_do(struct engine *e, const uint8_t *bytes, uint32_t length) {
     if (engine_leads(e) || e->admin.socket.source.fd < 0 || e->backend == BACKEND_SYNCING) return;
-    admin_send(e, ADMIN_SWALLOW, bytes, length);
+    struct buffer translated = {0};
+    if (config_kept_translate(e, bytes, length, &translated)) admin_send(e, ADMIN_SWALLOW, buffer_bytes(&translated), buffer_length(&translated));
+    else admin_send(e, ADMIN_SWALLOW, bytes, length);
+    buffer_free(&translated);
 }
 
 /* ---- to a backend that did not go through the log -------------------------------------------------------------------- */

@@ -6,7 +6,10 @@
  * Of a request that would change one of them the backend is shown all, and one parameter more whose value is wrong: as it sets
  * all or nothing, it says what else is wrong with the request, in its own words, and does nothing.
  */
+#include <netinet/in.h>
 #include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "engine/engine_state.h"
 #include "protocols/redis/session_word.h"
@@ -36,7 +39,7 @@ bool config_check_begin(struct engine *e, const struct destination *to, const ui
     uint64_t kept = 0;
     for (uint64_t i = 2; i < request.argc; i += 2) kept += !session_config_settable(&request, bytes, i);
     buffer_append(&ask, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)kept + 2));
-    buffer_text(&ask, "$6\r\nCONFIG\r\n$3\r\nGET\r\n");
+    buffer_text(&ask, "$6\r\n" OUR_CONFIG "\r\n$3\r\nGET\r\n");
     for (uint64_t i = 2; i < request.argc; i += 2)
         if (!session_config_settable(&request, bytes, i)) bulk(&ask, word_at(&request, bytes, i));
     buffer_append(&e->admin.checks, bytes, length);
@@ -91,17 +94,32 @@ static bool append_wrong(struct buffer *out, const struct resp_request *request,
     return true;
 }
 
-static void refuse(struct engine *e, const struct destination *to, struct word name) {
+/* Could a server on this host listen there? */
+static bool port_free(long long port) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    if (fd < 0) return true;
+    const struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    bool free = bind(fd, (const struct sockaddr *)&address, sizeof address) == 0;
+    close(fd);
+    return free;
+}
+
+/* A port that is taken no server could be given: that is what is wrong with it then. */
+static void append_refusal(struct buffer *out, struct word name, struct word value) {
     char line[256];
-    int n = snprintf(line, sizeof line, "-ERR CONFIG SET failed (possibly related to argument '%.*s') - can't set immutable config:"
-                     " musidecar keeps it\r\n", (int)(name.length < 64 ? name.length : 64), name.text);
-    admin_answer_client(e, to, line, (size_t)n);
+    long long port;
+    bool taken = word_is(name, "port") && word_number(value, &port) && port > 0 && port <= UINT16_MAX && !port_free(port);
+    int n = snprintf(line, sizeof line, "-ERR CONFIG SET failed (possibly related to argument '%.*s') - %s\r\n",
+                     (int)(name.length < 64 ? name.length : 64), name.text,
+                     taken ? "Unable to listen on this port. Check server logs." : "can't set immutable config: musidecar keeps it");
+    buffer_append(out, line, (size_t)n);
 }
 
 /* What CONFIG GET says of the parameters that are kept. */
 void config_check_end(struct engine *e, const struct admin_expect *x, const uint8_t *text, size_t length) {
     struct resp_request request, answer;
-    struct buffer held = {0}, more = {0};
+    struct buffer held = {0}, more = {0}, refusal = {0};
     take(&e->admin.checks, x->setting_bytes, &held, &request);
     const uint8_t *bytes = buffer_bytes(&held);
     bool known = length > 4 && text[0] == '*' && parse(text, length, &answer); /* "*0": none of them is a parameter */
@@ -109,19 +127,23 @@ void config_check_end(struct engine *e, const struct admin_expect *x, const uint
     for (uint64_t i = 2; known && differing == 0 && i + 1 < request.argc; i += 2)
         if (!session_config_settable(&request, bytes, i) && differs(&answer, text, word_at(&request, bytes, i), word_at(&request, bytes, i + 1)))
             differing = i;
+    if (differing != 0) append_refusal(&refusal, word_at(&request, bytes, differing), word_at(&request, bytes, differing + 1));
     if (text[0] == '-') {
         admin_answer_client(e, &x->to, text, length);
     } else if (differing == 0) {
         append_settable(&more, &request, bytes);
         buffer_append(&e->admin.settings, buffer_bytes(&more), buffer_length(&more));
-        admin_queue(e, (struct admin_expect){ADMIN_CLIENT, x->to, (uint32_t)buffer_length(&more)}, bytes, buffer_length(&held));
+        uint32_t logged = (uint32_t)buffer_length(&more);
+        buffer_clear(&more);
+        if (!config_kept_translate(e, bytes, buffer_length(&held), &more)) buffer_append(&more, bytes, buffer_length(&held));
+        admin_queue(e, (struct admin_expect){ADMIN_CLIENT, x->to, logged}, buffer_bytes(&more), buffer_length(&more));
     } else if (!append_wrong(&more, &request, bytes)) {
-        refuse(e, &x->to, word_at(&request, bytes, differing));
+        admin_answer_client(e, &x->to, buffer_bytes(&refusal), buffer_length(&refusal));
     } else {
-        struct word name = word_at(&request, bytes, differing);
-        buffer_append(&e->admin.checks, name.text, name.length);
-        admin_queue(e, (struct admin_expect){ADMIN_WRONG, x->to, (uint32_t)name.length}, buffer_bytes(&more), buffer_length(&more));
+        buffer_append(&e->admin.checks, buffer_bytes(&refusal), buffer_length(&refusal));
+        admin_queue(e, (struct admin_expect){ADMIN_WRONG, x->to, (uint32_t)buffer_length(&refusal)}, buffer_bytes(&more), buffer_length(&more));
     }
+    buffer_free(&refusal);
     buffer_free(&more);
     buffer_free(&held);
 }
@@ -130,6 +152,6 @@ void config_check_end(struct engine *e, const struct admin_expect *x, const uint
 void config_wrong_end(struct engine *e, const struct admin_expect *x, const uint8_t *text, size_t length) {
     static const char ours[] = "argument '" WRONG "'";
     if (memmem(text, length, ours, sizeof ours - 1) == NULL) admin_answer_client(e, &x->to, text, length);
-    else refuse(e, &x->to, (struct word){(const char *)buffer_bytes(&e->admin.checks), x->setting_bytes});
+    else admin_answer_client(e, &x->to, buffer_bytes(&e->admin.checks), x->setting_bytes);
     buffer_consume(&e->admin.checks, x->setting_bytes);
 }

@@ -24,7 +24,7 @@ bool stream_open(struct engine *e, bool full, uint64_t offset) {
     s->socket.source.fd = fd;
     psync_begin(&s->psync, append_auth(e, &s->socket.out) + 1, full);
     /* Told a name, Redis does not ask the kernel for the peer's at each ROLE: 1.4 us instead of 2.4. */
-    append_command(&s->socket.out, 7, "REPLCONF", "ip-address", "musidecar", "capa", "eof", "capa", "psync2");
+    append_command(&s->socket.out, 7, OUR_REPLCONF, "ip-address", "musidecar", "capa", "eof", "capa", "psync2");
     s->cut_offset = offset;
     source_watch(e, &s->socket.source, EPOLLIN);
     size_t written;
@@ -47,7 +47,7 @@ static bool stream_psync(struct engine *e) {
     char next[32];
     size_t written;
     snprintf(next, sizeof next, "%llu", (unsigned long long)(s->cut_offset + 1));
-    append_command(&s->socket.out, 3, "PSYNC", s->psync.wants_full ? "?" : e->feed.told_replid, s->psync.wants_full ? "-1" : next);
+    append_command(&s->socket.out, 3, OUR_PSYNC, s->psync.wants_full ? "?" : e->feed.told_replid, s->psync.wants_full ? "-1" : next);
     return socket_flush(e, &s->socket, buffer_length(&s->socket.out), &written);
 }
 
@@ -56,7 +56,7 @@ static void stream_ack(struct engine *e) {
     char offset[32];
     size_t written;
     snprintf(offset, sizeof offset, "%llu", (unsigned long long)(s->cut_offset + buffer_length(&s->effects)));
-    append_command(&s->socket.out, 3, "REPLCONF", "ACK", offset);
+    append_command(&s->socket.out, 3, OUR_REPLCONF, "ACK", offset);
     s->acked_us = e->now_us;
     if (!socket_flush(e, &s->socket, buffer_length(&s->socket.out), &written)) backend_lost(e, "its replication stream broke");
 }

@@ -13,6 +13,7 @@
  *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
  *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
  *   wait.c      WAIT                                              engine.c    the object and its loop
+ *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -32,6 +33,7 @@
 #include "engine/own.h"
 #include "engine/payload.h"
 #include "engine/wait.h"
+#include "protocols/redis/ask.h"
 #include "protocols/redis/psync.h"
 #include "protocols/redis/resp.h"
 #include "protocols/redis/session.h"
@@ -42,12 +44,6 @@
 #define WINDOW_ANSWER_BYTES (8u << 20) /* ... fewer where its answers were large */
 #define ANSWER_BYTES_FIRST (64u << 10) /* as large as answers are taken for before one has come */
 #define ANSWER_LARGE_BYTES (1u << 20)
-
-/* What the sidecar itself asks the backend all the time, in a spelling that nobody else uses: MONITOR shows it, and a client
- * that monitors is not shown it (own.c). */
-#define ASK_ROLE "*1\r\n$4\r\nRoLE\r\n"
-#define ASK_PING "*1\r\n$4\r\nPiNG\r\n"
-#define ASK_ID "*2\r\n$6\r\nCLiENT\r\n$2\r\nID\r\n"
 
 /* ---- things that epoll knows ----------------------------------------------------------------------------------- */
 
@@ -122,6 +118,7 @@ struct expect { /* one request in flight on the shared connection */
     bool reads;
     bool stands_in;
     uint8_t loads;     /* enum session_loads */
+    uint8_t view;      /* enum session_view */
     uint32_t replies, swallow;
     uint32_t local_bytes;
     int32_t database_after;
@@ -586,6 +583,13 @@ void member_status(const struct engine *e, struct engine_status *s);
 /* pause.c */
 void pause_want(struct engine *e, bool paused);
 void pause_tick(struct engine *e);
+
+/* config_kept.c */
+bool config_kept_value(const struct engine *e, const char *name, size_t length, struct buffer *out); /* the client's; false: none */
+bool config_kept_translate(const struct engine *e, const uint8_t *bytes, size_t length, struct buffer *out); /* false: as it is */
+
+/* view.c */
+void view_edit(struct engine *e, enum session_view view, struct buffer *answer); /* the backend's: the client's */
 
 /* client_list.c */
 /* The answer to CLIENT LIST or INFO as its client is given it, which has the number `asks`, and of whose buffers at the

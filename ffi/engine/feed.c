@@ -82,7 +82,7 @@ static void feed_follow(struct engine *e) {
     char port[16];
     snprintf(port, sizeof port, "%u", e->config.feed_port);
     struct buffer follow = {0};
-    append_command(&follow, 2, "CLIENT", "UNPAUSE"); /* paused, it would not apply what it is fed */
+    append_command(&follow, 2, OUR_CLIENT, "UNPAUSE"); /* paused, it would not apply what it is fed */
     admin_send(e, ADMIN_SWALLOW, buffer_bytes(&follow), buffer_length(&follow));
     buffer_clear(&follow);
     append_command(&follow, 3, "REPLICAOF", "127.0.0.1", port);

@@ -52,7 +52,7 @@ struct frame {
     uint64_t life;       /* ... the sender's incarnation */
     uint32_t unanswered; /* ... see struct origin */
     uint32_t pause;      /* ... see enum pause_kind */
-    uint32_t loads, pad; /* ... enum session_loads */
+    uint32_t loads, view; /* ... enum session_loads, enum session_view */
 };
 
 struct frame_limits {

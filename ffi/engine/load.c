@@ -11,7 +11,7 @@
 
 #include "engine/engine_state.h"
 
-static const char INFO[] = "*2\r\n$4\r\nINFO\r\n$11\r\npersistence\r\n";
+static const char INFO[] = ASK_PERSISTENCE;
 
 static void load_ask(struct engine *e, enum expect_kind kind, const struct destination *to, enum session_loads loads) {
     struct shared *s = &e->shared;

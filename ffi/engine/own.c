@@ -11,7 +11,7 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t view; };
 
 struct own {
     struct socket socket;
@@ -145,13 +145,11 @@ static void own_end(struct engine *e, struct own *own) {
 
 /* A line of MONITOR about what the sidecar itself asks. */
 static bool is_ours(const uint8_t *bytes, size_t length) {
-    static const char *const asked[] = {"] \"RoLE\"\r\n", "] \"PiNG\"\r\n", "] \"SeTRaNGe\" \"\" \"0\" \"\"\r\n",
-                                        "] \"CLiENT\" \"ID\"\r\n"};
-    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
-        const size_t tail = strlen(asked[i]);
-        if (length > tail && bytes[0] == '+' && memcmp(bytes + length - tail, asked[i], tail) == 0) return true;
-    }
-    return false;
+    const char *word = bytes[0] == '+' ? memmem(bytes, length, "] \"", 3) : NULL; /* +1700000000.123456 [0 1.2.3.4:5] "GET" "k" */
+    if (word == NULL) return false;
+    word += 3;
+    const char *end = memchr(word, '"', length - (size_t)(word - (const char *)bytes));
+    return end != NULL && ask_is_ours(word, (size_t)(end - word));
 }
 
 /* CLIENT LIST or INFO, as it would be without a sidecar. */
@@ -177,6 +175,7 @@ static void own_edit(struct engine *e, struct own *own, const struct own_expect 
         return;
     }
     if (x->lists) own_list(e, own, x->added);
+    else if (x->view != VIEW_PLAIN) view_edit(e, x->view, &own->edited);
     else stand_in_edit(&own->edited);
     a.bytes = buffer_length(&own->edited);
     a.type = *buffer_bytes(&own->edited);
@@ -226,7 +225,7 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         counted = counted && !resets;
         bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
         if (resets) own_reset(e, own, bytes, used, done);
-        else if (counted && (x->asks_id || (shown && (x->stands_in || x->lists)))) own_edit(e, own, x, a, bytes, done);
+        else if (counted && (x->asks_id || (shown && (x->stands_in || x->lists || (x->view != VIEW_PLAIN && x->replies == 1))))) own_edit(e, own, x, a, bytes, done);
         else if (shown) arrive(e, own, &a, bytes);
         own->whole = done;
         own->unseen = !shown ? own->unseen + used : done ? 0 : own->unseen;
@@ -398,7 +397,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     own->appended += d->length;
     if (d->replies > 0)
         *(struct own_expect *)queue_push(&own->expects) =
-            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false};
+            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, (uint8_t)d->view};
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,
@@ -429,7 +428,7 @@ bool own_borrow(struct engine *e, const struct request *r) {
     if (r->decision->writes && r->life != 0 && !origin_log(e, r)) return false;
     char head[96], number[16];
     int digits = snprintf(number, sizeof number, "%u", r->database);
-    int n = snprintf(head, sizeof head, "*2\r\n$5\r\nHELLO\r\n$1\r\n%u\r\n*2\r\n$6\r\nSELECT\r\n$%d\r\n%s\r\n", r->protocol, digits, number);
+    int n = snprintf(head, sizeof head, "%s" ASK_SELECT "$%d\r\n%s\r\n", r->protocol == 3 ? ASK_HELLO_3 : ASK_HELLO_2, digits, number);
     struct buffer bytes = {0};
     buffer_append(&bytes, head, (size_t)n);
     buffer_append(&bytes, r->decision->bytes, r->decision->length);
@@ -524,7 +523,7 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) | (d->resets ? FRAME_RESETS : 0) |
                               (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
-                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow,
+                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow, .view = d->view,
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : d->lists ? d->added : 0,
                           .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term, .pause = d->pause};
     bool described = c->described_term == frame.term;
@@ -623,7 +622,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
                                  .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS, .resets = f->flags & FRAME_RESETS,
-                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause};
+                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause, .view = f->view};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;
     return true;

@@ -246,11 +246,13 @@ static void answer_part(struct engine *e, struct expect *x, const uint8_t *bytes
         return;
     }
     bool aborts = buffer_length(&s->refusal) > 0 && x->replies == 1 && s->reply.type == '-';
-    if (!x->stands_in && !aborts) return pass(e, x, bytes, length, last, s->reply.type);
+    bool views = x->view != VIEW_PLAIN && x->replies == 1;
+    if (!x->stands_in && !aborts && !views) return pass(e, x, bytes, length, last, s->reply.type);
     buffer_append(&s->edited, bytes, length);
     if (!done) return;
     if (x->stands_in) stand_in_edit(&s->edited);
-    else abort_edit(s);
+    else if (aborts) abort_edit(s);
+    else view_edit(e, x->view, &s->edited);
     pass(e, x, buffer_bytes(&s->edited), buffer_length(&s->edited), last, *buffer_bytes(&s->edited));
     buffer_clear(&s->edited);
 }
@@ -349,8 +351,8 @@ bool shared_open(struct engine *e) {
     s->protocol = 2;
     source_watch(e, &s->socket.source, EPOLLIN);
     uint32_t swallowed = append_auth(e, &s->socket.out);
-    append_command(&s->socket.out, 3, "CLIENT", "NO-EVICT", "ON");
-    append_command(&s->socket.out, 3, "CLIENT", "SETNAME", "musidecar-shared");
+    append_command(&s->socket.out, 3, OUR_CLIENT, "NO-EVICT", "ON");
+    append_command(&s->socket.out, 3, OUR_CLIENT, "SETNAME", "musidecar-shared");
     s->appended = buffer_length(&s->socket.out);
     for (uint32_t i = 0; i < swallowed + 2; i++)
         *(struct expect *)queue_push(&s->expects) = (struct expect){.kind = EXPECT_SWALLOW, .replies = 1, .database_after = -1};

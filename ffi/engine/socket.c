@@ -80,8 +80,8 @@ void append_command(struct buffer *out, uint32_t count, ...) {
 
 uint32_t append_auth(struct engine *e, struct buffer *out) {
     if (!e->config.backend_password[0]) return 0;
-    if (e->config.backend_user[0]) append_command(out, 3, "AUTH", e->config.backend_user, e->config.backend_password);
-    else append_command(out, 2, "AUTH", e->config.backend_password);
+    if (e->config.backend_user[0]) append_command(out, 3, OUR_AUTH, e->config.backend_user, e->config.backend_password);
+    else append_command(out, 2, OUR_AUTH, e->config.backend_password);
     return 1;
 }
 

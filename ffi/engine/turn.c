@@ -82,7 +82,7 @@ static void shared_append(struct engine *e, const void *bytes, size_t length) {
 static void shared_switch(struct engine *e, uint32_t database, uint8_t protocol) {
     struct shared *s = &e->shared;
     if (s->protocol != protocol) {
-        const char *hello = protocol == 3 ? "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n" : "*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n";
+        const char *hello = protocol == 3 ? ASK_HELLO_3 : ASK_HELLO_2;
         shared_append(e, hello, strlen(hello));
         expect_swallow(e);
         s->protocol = protocol;
@@ -90,7 +90,7 @@ static void shared_switch(struct engine *e, uint32_t database, uint8_t protocol)
     if (s->database != (int32_t)database) {
         char number[16], text[64];
         int digits = snprintf(number, sizeof number, "%u", database);
-        int n = snprintf(text, sizeof text, "*2\r\n$6\r\nSELECT\r\n$%d\r\n%s\r\n", digits, number);
+        int n = snprintf(text, sizeof text, ASK_SELECT "$%d\r\n%s\r\n", digits, number);
         shared_append(e, text, (size_t)n);
         expect_swallow(e);
         s->database = (int32_t)database;
@@ -111,6 +111,7 @@ static struct expect expect_of(struct engine *e, const struct request *r) {
                            .replies = r->decision->replies,
                            .swallow = r->decision->swallow,
                            .stands_in = r->decision->stands_in,
+                           .view = (uint8_t)r->decision->view,
                            .database_after = r->decision->database_after,
                            .pause = r->decision->pause,
                            .to = r->from,

@@ -31,7 +31,8 @@ enum command_action {
     ACTION_WATCH,
     ACTION_RAW,           /* WAY_OWN, and the backend's answers are not counted from then on: subscriptions, MONITOR */
     ACTION_DEBUG,         /* WAY_READ, what changes no data */
-    ACTION_INFO,          /* to the backend, and the sidecar adds a section of its own */
+    ACTION_VIEW,          /* to the backend, and the answer is edited: see enum session_view */
+    ACTION_INFO,          /* the same */
     ACTION_SYNC,          /* SYNC, PSYNC: the own connection becomes a replica's */
     ACTION_REPLCONF,      /* what a replica says of itself in front of it, and behind it how far it is */
     ACTION_CLOSE          /* WAY_REFUSE without a word: "POST" and "Host:" come from a browser that was tricked */

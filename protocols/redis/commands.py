@@ -62,6 +62,7 @@ class Action(IntEnum):
     INFO = lib.ACTION_INFO
     SYNC = lib.ACTION_SYNC
     REPLCONF = lib.ACTION_REPLCONF
+    VIEW = lib.ACTION_VIEW
     CLOSE = lib.ACTION_CLOSE
 
 
@@ -119,8 +120,9 @@ OVERRIDES: Mapping[str, Decision] = {
     "readwrite": (Way.SESSION, Action.READONLY),
     # About the server or the connection, answered by the leader's Redis.
     "info": (Way.READ, Action.INFO),
-    **_each("ping echo time lastsave role command lolwut pfselftest save bgsave bgrewriteaof", Way.READ),
-    **_each("config|get config|resetstat script|exists function|list function|dump function|stats", Way.READ),
+    **_each("ping echo time lastsave command lolwut pfselftest save bgsave bgrewriteaof", Way.READ),
+    **_each("config|get config|resetstat role", Way.READ, Action.VIEW),
+    **_each("script|exists function|list function|dump function|stats", Way.READ),
     **_each("acl|cat acl|dryrun acl|genpass acl|getuser acl|list acl|log acl|users acl|whoami", Way.READ),
     **_each(
         "cluster|count-failure-reports cluster|countkeysinslot cluster|getkeysinslot cluster|info", Way.READ

@@ -22,10 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from musidecar._ffi import lib
+
 from .admin import Address, BackendError, Connection, ReplyError
 
 VERSION_MIN = (7, 0)
-BACKLOG_BYTES_MIN = 64 << 20
+BACKLOG_BYTES_MIN: int = lib.BACKLOG_BYTES_MIN
 REPL_TIMEOUT_S_MIN = 60
 REPL_TIMEOUT_S = 7200  # of a server started here: clients may set repl-ping-replica-period up to half of it
 PING_PERIOD_S = 10

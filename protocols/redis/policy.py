@@ -35,6 +35,11 @@ nothing for it any more. Within MULTI ... EXEC what is read, written or would bl
 block. Everything else there takes the open transaction to a connection of its own.
 """
 
+CONFIG_KEPT = """Of these a client reads what a client has set, while each node's server has a value of its
+sidecar's: `masterauth`, `masteruser`, and `repl-backlog-size`, of which a server has at least what a fail-over needs.
+A parameter that is not listed is refused as one that cannot be set; `port`, where it is taken, as one that no server
+can listen on.
+"""
 CONFIG_BOUNDED = "Within bounds: `repl-diskless-sync-delay` 0, `repl-ping-replica-period` 1 to 3600."
 LOADS = "; `reload` without options, or with both `noflush` and `merge`; `loadaof` while the AOF holds everything."
 
@@ -45,7 +50,8 @@ NOTES = {
     Action.IF_BLOCK: "with BLOCK: own",
     Action.CONFIG_SET: "parameters below; others only to the value that they have",
     Action.DEBUG: "sub-commands below, if the server allows them; others refused",
-    Action.INFO: "of the leader's Redis",
+    Action.INFO: "of the leader's Redis, as it would be without a sidecar",
+    Action.VIEW: "the answer is as it would be without a sidecar",
     Action.WAIT: "how many other nodes are known to have every write before it",
     Action.MULTI: "the transaction is gathered, and travels when EXEC comes",
     Action.AUTH: "credentials are shown to the backend; another user than `default`: own, stays",
@@ -93,7 +99,7 @@ def policy(command: Command) -> tuple[str, str]:
     """(how it travels, what else there is to say) of one row."""
     if command.action is Action.CLIENT:
         return _client(command)
-    note = NOTES.get(command.action, "")
+    note = NOTES.get(command.action, "") if command.name != "config|resetstat" else ""
     if command.is_container and command.name != "command":
         return "", "by its sub-command"
     if command.action in (Action.EVAL, Action.SCRIPT_LOAD, Action.SCRIPT_FLUSH):
@@ -123,7 +129,8 @@ def page(commands: Iterable[Command]) -> str:
             continue
         way, note = policy(command)
         lines.append(f"| {command.name.replace('|', ' ').upper()} | {way} | {note} |")
-    lines += ["", "## CONFIG SET", "", _names(lib.session_config_name) + ".", "", CONFIG_BOUNDED, "", "## DEBUG", ""]
+    lines += ["", "## CONFIG SET", "", _names(lib.session_config_name) + ".", "", CONFIG_KEPT, CONFIG_BOUNDED]
+    lines += ["", "## DEBUG", ""]
     lines.append(_names(lib.session_debug_name) + LOADS)
     return "\n".join(lines) + "\n"
 

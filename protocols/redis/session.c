@@ -178,6 +178,7 @@ static void multi_forget(struct session *s) {
     s->multi_commands = s->multi_answered = 0;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
+    s->multi_secrets = false;
     s->multi_asked = false;
     buffer_clear(&s->block);
     buffer_trim(&s->block, 1 << 16);
@@ -317,7 +318,9 @@ static struct session_decision step_exec(struct session *s, const struct session
                                  .swallow = s->multi_answered,
                                  .database_after = s->multi_database,
                                  .loses_database = s->multi_database >= 0,
-                                 .pause = s->multi_pause};
+                                 .pause = s->multi_pause,
+                                 .view = s->multi_secrets ? VIEW_SECRETS : VIEW_PLAIN};
+    s->multi_secrets = false;
     s->in_multi = s->multi_writes = false; /* the block stays in its place until the next transaction */
     s->multi_commands = s->multi_answered = 0;
     s->multi_pause = PAUSE_NOTHING;
@@ -404,6 +407,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         return (struct session_decision){.verdict = SESSION_WAIT};
     }
     if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT) s->multi_writes = true;
+    if (info->action == ACTION_VIEW) s->multi_secrets = true;
     if (s->multi_broken) return multi_answer(s, more, answer, "+QUEUED\r\n");
     if (!session_append_wait(context, info, request, bytes, &s->block)) buffer_append(&s->block, bytes, request->length);
     if (asks) return multi_ask(s);
@@ -441,6 +445,7 @@ static struct session_decision travel(const struct command_info *info, const str
         d.writes = true; /* the body must be in the log before an EVALSHA can name it */
     }
     d.flushes_scripts = info->action == ACTION_SCRIPT_FLUSH;
+    if (info->action == ACTION_VIEW || info->action == ACTION_INFO) d.view = session_view(info);
     return d;
 }
 

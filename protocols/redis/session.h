@@ -23,8 +23,6 @@
 #include "protocols/redis/resp.h"
 
 #define SESSION_NAME_MAX 64u
-/* Of the key "" nothing is overwritten. In a spelling that nobody else uses: see ASK_ROLE. */
-#define ASK_WRITABLE "*4\r\n$8\r\nSeTRaNGe\r\n$0\r\n\r\n$1\r\n0\r\n$0\r\n\r\n"
 
 struct session_context { /* the same for all clients of a node */
     const struct command_table *commands;
@@ -60,6 +58,7 @@ struct session {
     const char *multi_refused; /* of the command table: the transaction is broken by this one, as its EXEC will say */
     int32_t multi_database;   /* SELECT inside the transaction: the database after it, else -1 */
     uint32_t multi_pause;     /* CLIENT PAUSE inside the transaction: see enum pause_kind */
+    bool multi_secrets;       /* CONFIG GET inside the transaction */
     uint32_t multi_commands;  /* MULTI itself included */
     uint32_t multi_answered;  /* answers already given for them */
     bool multi_asked;         /* the backend is being asked whether it would queue the last one */
@@ -91,6 +90,17 @@ enum session_verdict {
 /* What a request puts in the place of the backend's data. */
 enum session_loads { LOADS_NOTHING = 0, LOADS_RDB = 1 /* what it saves first */, LOADS_AOF = 2 };
 
+/* An answer that its client is not given as it is (view.c). */
+enum session_view {
+    VIEW_PLAIN = 0,
+    VIEW_CONFIG = 1,   /* CONFIG GET: values of the sidecar's */
+    VIEW_SECRETS = 2,  /* somewhere in it there may be one of these */
+    VIEW_INFO = 3,
+    VIEW_ROLE = 4,
+    VIEW_RESETSTAT = 5
+};
+#define VIEWS 6u
+
 struct session_decision {
     enum session_verdict verdict;
     bool close;
@@ -108,6 +118,7 @@ struct session_decision {
     bool waits;                 /* ADMIN: a struct session_wait, for the leader's engine */
     bool travels;               /* ADMIN: where it is done it is logged, and done on every node */
     enum session_loads loads;   /* SUBMIT: its outcome is looked at before anything behind it counts */
+    enum session_view view;     /* SUBMIT, OWN */
     bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
     bool resets;                /* OWN: answers are counted again from the one that is +RESET on */
@@ -179,6 +190,15 @@ bool session_config_settable(const struct resp_request *request, const uint8_t *
 /* The i-th parameter that CONFIG SET may change, the i-th DEBUG that passes; NULL behind the last. */
 const char *session_config_name(uint32_t i);
 const char *session_debug_name(uint32_t i);
+
+/* ---- session_view.c ---- */
+
+/* Of ACTION_VIEW and ACTION_INFO. */
+enum session_view session_view(const struct command_info *info);
+/* A request whose answer is edited, from a client with a connection of its own: where nothing stands against it it travels
+ * as everybody's does, in front of nothing. False: it goes over the own connection. */
+bool session_own_view(struct session *s, const struct command_info *info, const struct resp_request *request, const uint8_t *bytes,
+                      struct session_decision *d);
 
 /* ---- session_load.c ---- */
 

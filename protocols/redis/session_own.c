@@ -113,9 +113,9 @@ static const char *const CONFIG_ALLOWED[] = {
     "hash-max-ziplist-value", "hll-sparse-max-bytes", "hz", "jemalloc-bg-thread", "key-load-delay", "latency-monitor-threshold",
     "latency-tracking", "latency-tracking-info-percentiles", "lazyfree-lazy-eviction", "lazyfree-lazy-expire",
     "lazyfree-lazy-server-del", "lazyfree-lazy-user-del", "lazyfree-lazy-user-flush", "lfu-decay-time", "lfu-log-factor",
-    "list-compress-depth", "list-max-listpack-size", "list-max-ziplist-size", "loglevel", "lua-time-limit", "maxmemory",
+    "list-compress-depth", "list-max-listpack-size", "list-max-ziplist-size", "loglevel", "lua-time-limit", "masterauth", "masteruser", "maxmemory",
     "maxmemory-eviction-tenacity", "maxmemory-policy", "maxmemory-samples", "notify-keyspace-events", "proto-max-bulk-len",
-    "rdb-key-save-delay", "rdb-save-incremental-fsync", "rdbchecksum", "rdbcompression", "repl-diskless-sync", "sanitize-dump-payload", "save",
+    "rdb-key-save-delay", "rdb-save-incremental-fsync", "rdbchecksum", "rdbcompression", "repl-backlog-size", "repl-diskless-sync", "sanitize-dump-payload", "save",
     "set-max-intset-entries", "set-max-listpack-entries", "set-max-listpack-value", "slowlog-log-slower-than",
     "slowlog-max-len", "stop-writes-on-bgsave-error", "stream-node-max-bytes", "stream-node-max-entries",
     "tracking-table-max-keys", "zset-max-listpack-entries", "zset-max-listpack-value", "zset-max-ziplist-entries",
@@ -228,12 +228,13 @@ void session_login_answered(struct session *s, bool refused) {
 }
 
 static void transaction_begins(struct session *s) {
+    s->multi_secrets = false;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
 }
 
 static void transaction_ends(struct session *s) {
-    s->own_multi = s->own_watch = false;
+    s->own_multi = s->own_watch = s->multi_secrets = false;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
 }
@@ -297,11 +298,11 @@ bool session_acknowledges(const struct command_info *info, const struct resp_req
 static uint32_t append_state(const struct session *s, struct buffer *out) {
     char number[16];
     if (!s->authenticated) return 0; /* nothing could be set up yet */
-    buffer_text(out, s->protocol == 3 ? "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n" : "*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n");
-    buffer_text(out, "*2\r\n$6\r\nSELECT\r\n");
+    buffer_text(out, s->protocol == 3 ? ASK_HELLO_3 : ASK_HELLO_2);
+    buffer_text(out, ASK_SELECT);
     append_bulk(out, number, (size_t)snprintf(number, sizeof number, "%u", s->database));
     if (s->name[0] == 0) return 2;
-    buffer_text(out, "*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n");
+    buffer_text(out, "*3\r\n$6\r\n" OUR_CLIENT "\r\n$7\r\nSETNAME\r\n");
     append_bulk(out, s->name, strlen(s->name));
     return 3;
 }
@@ -376,7 +377,7 @@ bool session_append_wait(const struct session_context *context, const struct com
     if (info->action != ACTION_WAIT || !word_number(word_at(request, bytes, 1), &nodes)) return false;
     if (!word_number(word_at(request, bytes, 2), &timeout_ms) || timeout_ms < 0) return false;
     int n = snprintf(script, sizeof script, "return %u", context->followers);
-    buffer_text(out, "*3\r\n$4\r\nEVAL\r\n");
+    buffer_text(out, "*3\r\n$4\r\n" OUR_EVAL "\r\n");
     append_bulk(out, script, (size_t)n);
     append_bulk(out, "0", 1);
     return true;
@@ -459,11 +460,17 @@ static struct session_decision step(struct session *s, const struct session_cont
     enum session_loads loads = session_loads(info, request, bytes);
     if (loads != LOADS_NOTHING) return own_load(s, info, request, bytes, loads);
     if (info->action == ACTION_WAIT) return own_wait(s, context, info, request, bytes);
+    struct session_decision viewed;
+    if (session_own_view(s, info, request, bytes, &viewed)) return viewed;
     bool raw = is_raw(s, info), login = is_login(info, request, bytes);
     if (s->own == OWN_COUNTED && (raw || login) && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
     if (raw) s->own = OWN_RAW;
     if (login) note_login(s);
+    if (info->action == ACTION_VIEW && s->own == OWN_RAW) return refused(s, info); /* its answer cannot be told from what else comes */
     struct session_decision d = own(s, bytes, request->length);
+    if (info->action == ACTION_VIEW && s->own_multi) s->multi_secrets = true;
+    else if (info->action == ACTION_VIEW || info->action == ACTION_INFO) d.view = session_view(info);
+    if (info->action == ACTION_EXEC && s->multi_secrets) d.view = VIEW_SECRETS;
     uint32_t answers = count_answers(s, info, request, bytes, d.replies);
     if (s->own == OWN_COUNTED) d.replies = answers;
     else if (info->action == ACTION_RESET && !s->replicates && !s->reply_skip) own_reset(s, &d);

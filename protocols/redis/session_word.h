@@ -4,6 +4,7 @@
 
 #include <strings.h>
 
+#include "protocols/redis/ask.h"
 #include "protocols/redis/session.h"
 
 struct word {

@@ -1,0 +1,37 @@
+/*
+ * ask.h: what the sidecar itself asks its backend. Every one of these questions begins with a word in a spelling that nobody
+ * else uses: MONITOR and SLOWLOG show it, and a client is not shown it.
+ */
+#ifndef MUSIDECAR_REDIS_ASK_H
+#define MUSIDECAR_REDIS_ASK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#define ASK_ROLE "*1\r\n$4\r\nRoLE\r\n"
+#define ASK_ALIVE "*1\r\n$4\r\nPiNG\r\n"
+#define ASK_ID "*2\r\n$6\r\nCLiENT\r\n$2\r\nID\r\n"
+#define ASK_PERSISTENCE "*2\r\n$4\r\niNFO\r\n$11\r\npersistence\r\n"
+#define ASK_HELLO_2 "*2\r\n$5\r\nHeLLO\r\n$1\r\n2\r\n"
+#define ASK_HELLO_3 "*2\r\n$5\r\nHeLLO\r\n$1\r\n3\r\n"
+#define ASK_SELECT "*2\r\n$6\r\nSeLECT\r\n" /* and the number, as a bulk */
+/* Of the key "" nothing is overwritten. */
+#define ASK_WRITABLE "*4\r\n$8\r\nSeTRaNGe\r\n$0\r\n\r\n$1\r\n0\r\n$0\r\n\r\n"
+
+#define OUR_AUTH "AuTH"
+#define OUR_CLIENT "CLiENT"
+#define OUR_CONFIG "CoNFIG"
+#define OUR_REPLCONF "RePLCONF"
+#define OUR_PSYNC "PSyNC"
+#define OUR_EVAL "EVaL"
+
+static inline bool ask_is_ours(const char *word, size_t length) {
+    static const char *const words[] = {"RoLE", "PiNG", "iNFO", "HeLLO", "SeLECT", "SeTRaNGe", OUR_AUTH, OUR_CLIENT, OUR_CONFIG, OUR_REPLCONF,
+                                        OUR_PSYNC, OUR_EVAL, "SLoWLOG"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (length == strlen(words[i]) && memcmp(word, words[i], length) == 0) return true;
+    return false;
+}
+
+#endif

@@ -1,0 +1,20 @@
+/* session_view.c: which answers are edited before their client is given them. See session.h. */
+#include "protocols/redis/session_word.h"
+
+enum session_view session_view(const struct command_info *info) {
+    static const struct { const char *name; enum session_view view; } views[] = {
+        {"config|get", VIEW_CONFIG}, {"config|resetstat", VIEW_RESETSTAT}, {"info", VIEW_INFO}, {"role", VIEW_ROLE}};
+    for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+        if (strcmp(info->name, views[i].name) == 0) return views[i].view;
+    return VIEW_PLAIN;
+}
+
+bool session_own_view(struct session *s, const struct command_info *info, const struct resp_request *request, const uint8_t *bytes,
+                      struct session_decision *d) {
+    if (info->action != ACTION_VIEW && info->action != ACTION_INFO) return false;
+    if (s->own != OWN_COUNTED || s->own_multi || s->other_user || s->reply_off || s->reply_skip || !s->authenticated) return false;
+    *d = s->quiet ? (struct session_decision){.verdict = SESSION_SUBMIT, .bytes = bytes, .length = request->length, .replies = 1,
+                                              .database_after = -1, .view = session_view(info)}
+                  : (struct session_decision){.verdict = SESSION_WAIT};
+    return true;
+}
