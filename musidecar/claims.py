@@ -9,23 +9,10 @@ only source.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
-from musidecar import kept
 from musidecar.kept import Record
-from musidecar.protocols.redis.admin import Address, Connection
-
-log = logging.getLogger("musidecar.node")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The Redis goes by the history `replid`, and its data is at `offset` of that, or of `before` ("": of none)."""
-
-    replid: str
-    before: str
-    offset: int
+from musidecar.protocols.backend import Backend, Claim
 
 
 @dataclass(frozen=True)
@@ -50,19 +37,11 @@ def may_restore(record: Record | None, generation: int) -> bool:
     return record is not None and record.clean and record.data is not None and record.generation == generation
 
 
-def look(former: Former, address: Address, generation: int, formation: str) -> Claim | None:
+def look(former: Former, backend: Backend, generation: int, formation: str) -> Claim | None:
     """What the backend claims; None when that is nothing to go by. BackendError when it cannot be asked."""
     if not former.trusted(generation, formation):
         return None
-    with Connection(address) as connection:
-        found = connection.info("replication")
-        settings = connection.config()
-    if settings.get("replica-read-only") != "yes":  # what was written past the feed shows in no offset
-        return None
     data = former.record.data if former.record is not None else None
-    if former.restored and not former.outlived and (data is None or kept.judge(data, address) is not None):
-        return None
-    replid, offset = found["master_replid"], int(found["master_repl_offset"])
-    before = found["master_replid2"] if int(found["second_repl_offset"]) == offset + 1 else ""
-    log.info("backend: it holds data up to offset %d of a history: %s", offset, before or replid)
-    return Claim(replid, before, offset)
+    if former.outlived or not former.restored:
+        return backend.claim(None)
+    return backend.claim(data) if data is not None else None

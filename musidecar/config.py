@@ -27,6 +27,8 @@ from pydantic import (
     model_validator,
 )
 
+from musidecar import protocols
+
 SOCKET_PATH_BYTES_MAX = 107  # sun_path less its NUL
 MESH_NAME_BYTES_MAX = 32  # longest name of a socket inside `directory`
 NODE_COUNTS = (3, 5)
@@ -94,23 +96,52 @@ def _socket_fits(path: Path, room: int = 0) -> None:
         raise ValueError(f"too long for a Unix socket by {-spare} bytes: {path}")
 
 
+def check_kind(value: object) -> None:
+    """ValueError unless this version works with that kind of backend."""
+    known = [name for name in protocols.names() if name not in BACKENDS_PLANNED]
+    if value in known:
+        return
+    works = f"this version works with {' and '.join(known)}"
+    raise ValueError(f"{value} is not there yet: {works}" if value in BACKENDS_PLANNED else f"unknown: {works}")
+
+
 class Backend(_Section):
     """The server behind one node: on a Unix socket or a TCP address, started by the sidecar or not."""
 
-    kind: Literal["redis"] = "redis"
+    kind: str = "redis"
     socket: FilePath | None = None
     address: Address | None = None
     user: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     password_file: FilePath | None = None
     spawn: Annotated[bool, Field(strict=True)] = False
-    binary: Annotated[str, Field(min_length=1)] = "redis-server"
+    binary: Annotated[str, Field(min_length=1)] | None = None
+    memory_bytes: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=8 << 20)] | None = None
+    item_bytes_max: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1 << 10, le=1 << 30)] | None = None
+    threads: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
 
     @field_validator("kind", mode="before")
     @classmethod
     def _kind_known(cls, value: object) -> object:
-        if value in BACKENDS_PLANNED:
-            raise ValueError(f"{value} is not there yet: this version works with redis")
+        check_kind(value)
         return value
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """(key, reason) for each option that only another kind of backend has."""
+        own = protocols.kind(self.kind).options
+        for name in protocols.names():
+            for key in sorted(protocols.kind(name).options - own):
+                if getattr(self, key) is not None:
+                    yield key, f"is for kind = {name!r}, and this is {self.kind}"
+
+    @property
+    def program(self) -> str:
+        """The server that a node starts."""
+        return self.binary or protocols.kind(self.kind).binary
+
+    def options(self) -> dict[str, Any]:
+        """What is given of the options that only its kind has."""
+        found = {key: getattr(self, key) for key in protocols.kind(self.kind).options}
+        return {key: value for key, value in found.items() if value is not None}
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -120,6 +151,9 @@ class Backend(_Section):
             raise ValueError("spawn = true needs a socket: a backend started here listens on no port")
         if self.spawn and self.user:
             raise ValueError("user is for a Redis that is already running (spawn = false)")
+        for key in ("memory_bytes", "item_bytes_max", "threads"):
+            if not self.spawn and getattr(self, key) is not None:
+                raise ValueError(f"{key} is for a server that is started here (spawn = true)")
         if self.user and self.password_file is None:
             raise ValueError("user needs a password_file")
         if self.socket is not None:
@@ -300,6 +334,11 @@ class Cluster(_Section):
         return self.cluster.fabric
 
     @property
+    def kind(self) -> str:
+        """What is replicated: the kind of every node's backend."""
+        return self.nodes[0].backend.kind
+
+    @property
     def seed(self) -> int:
         """Id of the node whose data the cluster starts with."""
         return self.cluster.seed if self.cluster.seed is not None else (*self.founders, self.nodes[0].id)[0]
@@ -357,6 +396,14 @@ class Cluster(_Section):
         for i, node in enumerate(self.nodes):
             if with_mesh and node.mesh is None:
                 yield f"nodes[{i}].mesh", f"is missing: node {with_mesh[0]} has one"
+        for i, node in enumerate(self.nodes):
+            if node.backend.kind != self.kind:
+                yield f"nodes[{i}].backend.kind", f"{node.backend.kind}, and node {self.nodes[0].id}'s is {self.kind}"
+            for key, reason in node.backend.conflicts():
+                yield f"nodes[{i}].backend.{key}", reason
+            for key in ("memory_bytes", "item_bytes_max"):
+                if getattr(node.backend, key) != getattr(self.nodes[0].backend, key):
+                    yield f"nodes[{i}].backend.{key}", f"differs from node {self.nodes[0].id}'s"
         # A client logs in at the server of the node it is connected to, and then sees everybody's data.
         guarded = next((node for node in self.nodes if node.backend.password_file is not None), None)
         for i, node in enumerate(self.nodes):

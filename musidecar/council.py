@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from musidecar import kept
 from musidecar.kept import Record
-from musidecar.protocols.redis.admin import Address
+from musidecar.protocols.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -147,14 +146,14 @@ def names(nodes: Any) -> str:
     return ("nodes " if len(ids) > 1 else "node ") + ", ".join(map(str, ids))
 
 
-def look_back(record: Record | None, address: Address, replaces: bool) -> Report:
+def look_back(record: Record | None, backend: Backend, replaces: bool) -> Report:
     """What this node has to report, before its backend is prepared. BackendError when that cannot be asked."""
     if replaces:
         return Report(replace(record, data=None) if record is not None else None, replaces=True)
-    keys = kept.count(address)
+    keys = backend.count()
     if record is None:
         return Report(keys=keys)
-    doubt = "it was not stopped in order" if record.data is None else kept.judge(record.data, address)
+    doubt = "it was not stopped in order" if record.data is None else backend.judge(record.data)
     return Report(record, keys, doubt or "")
 
 

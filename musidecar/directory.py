@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 from typing import Self
 
+from musidecar import protocols
 from musidecar.config import ConfigError
 
 # What a cluster leaves in its folder: all that reclaiming one removes.
-_LEFT = ("*.log", "*.sock", "*.rdb", "*.lock", "redis-*", "mesh", "cluster.toml", "secret")
-_KEPT = "redis-*/kept.rdb"  # what the servers of a cluster that was stopped in order held: never removed
+_HOMES = tuple(f"{name}-*" for name in protocols.names())  # of the nodes' servers
+_LEFT = ("*.log", "*.sock", "*.rdb", "*.lock", *_HOMES, "mesh", "cluster.toml", "secret")
+_KEPT = "kept.rdb"  # what the servers of a cluster that was stopped in order held: never removed
 _DYING_S = 5.0  # the nodes of a killed cluster are gone by then
 
 
@@ -153,7 +155,7 @@ def _wait_for_nodes(path: Path) -> None:
 
 def keeps_data(path: Path) -> bool:
     """Has a cluster in this folder kept data for its next start?"""
-    return any(path.glob(_KEPT))
+    return any(file for home in _HOMES for file in path.glob(f"{home}/{_KEPT}"))
 
 
 def _remove_leftovers(path: Path, lock_file: Path) -> None:

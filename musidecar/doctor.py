@@ -6,39 +6,28 @@ import os
 import platform
 import re
 import resource
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musidecar.config import Backend, Cluster, ConfigError, Limits, Node, split_address
+from musidecar.config import Cluster, ConfigError, Limits, Node, split_address
 from musidecar.directory import ensure_private, is_held, node_lock
+from musidecar.protocols import kind
+from musidecar.protocols.backend import Check
 
 if TYPE_CHECKING:
     from musidecar import rdma
-    from musidecar.protocols.redis.admin import Address, Connection
 
-REDIS_TESTED = (7, 0)  # older ones are refused by the driver too
 FILES_SPARE = 64  # descriptors of a node that are not clients
 BACKEND_ANSWER_S = 3.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """One finding. verdict: "ok", "note" (works, but look), or "bad" (stands in the way)."""
+def check_host(port: int, nodes: int, backend: str) -> list[Check]:
+    """What `musidecar local --port PORT --nodes N --backend NAME` needs."""
+    from musidecar.protocols.backend import backend_class
 
-    name: str
-    verdict: str
-    text: str
-    remedy: str = ""
-
-
-def check_host(port: int, nodes: int) -> list[Check]:
-    """What `musidecar local --port PORT --nodes N` needs."""
-    checks = [*_system(Limits(), nodes), _redis_server("redis-server")]
+    checks = [*_system(Limits(), nodes), backend_class(backend).check_binary(kind(backend).binary)]
     checks += _rdma(None)
     checks += [_port_free(f"127.0.0.1:{port + i}", "choose other ports with --port") for i in range(nodes)]
     return checks
@@ -172,29 +161,6 @@ def _wanted(config: Cluster, node: Node) -> rdma.Wanted:
     )
 
 
-def _redis_server(binary: str) -> Check:
-    path = shutil.which(binary)
-    if path is None:
-        return Check("redis-server", "bad", f"{binary} is not on PATH", "apt-get install redis-server")
-    try:
-        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("redis-server", "bad", f"{path}: {error}", "apt-get install --reinstall redis-server")
-    match = re.search(r"v=(\d+(?:\.\d+)+)", text)
-    if match is None:
-        return Check("redis-server", "bad", f"{path} does not say a version: {text.strip()!r}", "name a redis-server")
-    return _redis_version("redis-server", match[1], f"{path}, version {match[1]}")
-
-
-def _redis_version(name: str, version: str, text: str) -> Check:
-    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if number < REDIS_TESTED:
-        return Check(name, "bad", text, f"use {'.'.join(map(str, REDIS_TESTED))} or later")
-    if number != REDIS_TESTED:
-        return Check(name, "note", f"{text}: not tested; {'.'.join(map(str, REDIS_TESTED))} is")
-    return Check(name, "ok", text)
-
-
 def _port_free(address: str, remedy: str) -> Check:
     host, port = split_address(address)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -237,64 +203,20 @@ def _node_port(config: Cluster, node: Node) -> Check:
 
 
 def _backend(config: Cluster, node: Node) -> Iterator[Check]:
+    from musidecar.places import wanted_backend
+    from musidecar.protocols.backend import backend_class, make
+
     name = f"node {node.id} backend"
     if node.backend.spawn:
-        found = _redis_server(node.backend.binary)
+        found = backend_class(node.backend.kind).check_binary(node.backend.program)
         yield Check(name, found.verdict, f"{found.text}, started with the node", found.remedy)
         return
-    from musidecar.protocols.redis.admin import BackendError, Connection
-
     try:
-        address = _address(node.backend)
+        backend = make(node.backend.kind, wanted_backend(config, node, "(a token)"))
     except ConfigError as error:
         yield Check(name, "bad", str(error))
         return
-    try:
-        with Connection(address, BACKEND_ANSWER_S) as connection:
-            info = connection.info("server")
-            version = info.get("redis_version", "0")
-            yield _redis_version(name, version, f"{address}, version {version}")
-            yield from _attached(config, node, connection, info)
-    except BackendError as error:
-        yield Check(name, "bad", str(error), "start it, or correct its address, user and password_file")
-
-
-def _address(backend: Backend) -> Address:
-    from musidecar.protocols.redis.admin import Address
-
-    user, password = backend.user or "", backend.password() or ""
-    if backend.socket is not None:
-        return Address(path=str(backend.socket), user=user, password=password)
-    host, port = split_address(backend.address)
-    return Address(host=host, port=port, user=user, password=password)
-
-
-def _attached(config: Cluster, node: Node, connection: Connection, info: dict[str, str]) -> Iterator[Check]:
-    """A server that runs already: its data, its role, what will be set on it."""
-    from musidecar.protocols.redis.driver import count_keys, mode_of, wanted_settings
-
-    name = f"node {node.id} backend"
-    keys = count_keys(connection)
-    if is_held(node_lock(config.directory, node.id)):
-        yield Check(name, "ok", f"{keys} keys; its node runs")
-        return
-    if node.id == config.seed:
-        yield Check(name, "ok", f"{keys} keys: the cluster starts with them (seed)")
-    elif keys:
-        remedy = f"musidecar run --config {config.path} --node {node.id} --replace-data (and these keys are gone)"
-        yield Check(name, "bad", f"{keys} keys of its own, where node {config.seed}'s data is to go", remedy)
-    if (mode := mode_of(info)) != "standalone":
-        yield Check(name, "bad", f"runs in {mode} mode", "restart it with cluster-enabled no")
-    if connection.call("ROLE")[0] != b"master":
-        yield Check(name, "bad", "is a replica of another server", "REPLICAOF NO ONE, or take that server instead")
-    settings = connection.config()
-    changes = wanted_settings(settings, config.timing.backend_timeout_ms, "(a token)")
-    for key, value in changes.items():
-        text = f"the sidecar will CONFIG SET {key} {value or repr('')} (now {_shown(settings, key)})"
-        yield Check(name, "note", text)
-    if not changes:
-        yield Check(name, "ok", "no setting needs to be changed")
-
-
-def _shown(settings: dict[str, str], key: str) -> str:
-    return "hidden" if key == "masterauth" and settings.get(key) else settings.get(key) or "empty"
+    runs = is_held(node_lock(config.directory, node.id))
+    line = f"musidecar run --config {config.path} --node {node.id} --replace-data (and these keys are gone)"
+    for found in backend.check_running(BACKEND_ANSWER_S, node.id == config.seed, runs, line):
+        yield Check(name, found.verdict, found.text, found.remedy)

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from musidecar._ffi import ffi, lib
-from musidecar.claims import Claim
 from musidecar.config import Cluster, ConfigError
 from musidecar.fabrics import EngineError, Fabric
 from musidecar.mesh import incarnation_number
-from musidecar.protocols.redis.admin import Address
-from musidecar.protocols.redis.driver import Prepared
+from musidecar.protocols.backend import Address, Claim
 
 WHY_BYTES = 256
 ROLES = {lib.REPLICA_FOLLOWER: "follower", lib.REPLICA_CANDIDATE: "follower", lib.REPLICA_LEADER: "leader"}
@@ -269,7 +267,7 @@ def engine_settings(
     config: Cluster,
     replica: Any,
     backend: Address,
-    prepared: Prepared,
+    of_backend: Mapping[str, Any],
     *,
     token: str,
     feed_port: int,
@@ -277,7 +275,8 @@ def engine_settings(
     seed: bool,
     claim: Claim | None,
 ) -> dict[str, Any]:
-    """The fields of `struct engine_config`. ConfigError when the backend's host has no IPv4 address."""
+    """The fields of `struct engine_config`; of_backend: those of Backend.engine_fields(). ConfigError when the
+    backend's host has no IPv4 address."""
     timing, limits = config.timing, config.limits
     return {
         "replica": replica[0],
@@ -289,12 +288,9 @@ def engine_settings(
         "feed_delay_us": timing.feed_delay_us,
         "feed_bytes_max": limits.feed_bytes_max,
         "wait_timeout_us": timing.wait_timeout_ms * 1000,
-        "databases": prepared.databases,
-        "backend_version": prepared.version.encode(),
         "clients_max": limits.clients_max,
         "client_input_bytes_max": limits.client_input_bytes_max,
         "client_output_bytes_max": limits.client_output_bytes_max,
-        "bulk_bytes_max": prepared.bulk_bytes_max,
         "backend_path": os.fsencode(backend.path),
         "backend_host": _ipv4(backend.host),
         "backend_port": backend.port,
@@ -302,12 +298,12 @@ def engine_settings(
         "backend_password": backend.password.encode(),
         "feed_token": token.encode(),
         "feed_port": feed_port,
-        "password_needed": prepared.password_needed,
         "seed": seed,
         "claim_replid": claim.replid.encode() if claim else b"",
         "claim_before": claim.before.encode() if claim else b"",
         "claim_offset": claim.offset if claim else 0,
         "pids": [pids.get(i + 1, 0) for i in range(lib.FABRIC_NODES_MAX)],
+        **of_backend,
     }
 
 

@@ -10,17 +10,20 @@ from pathlib import Path
 
 from musidecar import mesh, transfer
 from musidecar.engine import Engine
+from musidecar.protocols.backend import Backend, BackendError
 
 log = logging.getLogger("musidecar.transfer")
 
 
 class Fetching:
-    """One RDB, or a piece of the stream behind the offset `after`, on its way to the engine, in a thread of its own."""
+    """A copy of the data, or a piece of the stream behind the offset `after`, on its way to the engine, in a thread of
+    its own."""
 
     def __init__(
         self,
         own: mesh.Mesh,
         engine: Engine,
+        backend: Backend,
         into: Path,
         nodes: list[int],
         offset: int,
@@ -28,7 +31,7 @@ class Fetching:
         number: int,
         after: int | None = None,
     ) -> None:
-        self._mesh, self._engine, self._into = own, engine, into
+        self._mesh, self._engine, self._backend, self._into = own, engine, backend, into
         self._nodes, self._offset, self._term, self._number, self._after = nodes, offset, term, number, after
         self.source, self.bytes = 0, 0  # so much has come, from that node
         self._cancelled = threading.Event()
@@ -49,19 +52,19 @@ class Fetching:
         began = time.monotonic()
         try:
             if self._after is None:
-                self._take_rdb()
+                self._take_copy()
             else:
                 self._take_tail(self._after)
         except transfer.Cancelled:
             return
-        except transfer.TransferFailed as error:
+        except (transfer.TransferFailed, BackendError) as error:
             log.warning("transfer: no data at offset %d or beyond: %s", self._offset, error)
             if not self._cancelled.is_set():
                 self._engine.rdb_failed(self._number)
             return
         log.info("transfer: done in %.0f ms", (time.monotonic() - began) * 1000)
 
-    def _take_rdb(self) -> None:
+    def _take_copy(self) -> None:
         got = transfer.fetch(
             self._mesh, self._nodes, self._offset, self._into, term=self._term, cancelled=self._cancelled.is_set,
             progress=self._progress,
@@ -69,7 +72,14 @@ class Fetching:
         if self._cancelled.is_set():
             os.close(got.fd)
             raise transfer.Cancelled
-        self._engine.install_rdb(got.fd, got.bytes, got.offset, self._number)
+        if not self._backend.fills_itself:
+            self._engine.install_rdb(got.fd, got.bytes, got.offset, self._number)
+            return
+        with open(got.fd, "rb", buffering=0) as file:
+            self._backend.fill(file, self._cancelled.is_set)
+        if self._cancelled.is_set():
+            raise transfer.Cancelled
+        self._engine.install_rdb(-1, int(got.foot["given"]), got.offset, self._number)
 
     def _take_tail(self, after: int) -> None:
         got = transfer.fetch_tail(

@@ -2,7 +2,7 @@
 
 The engine has let go of it (the node votes, and cannot lead). In a thread of its own the keeper looks whether it
 answers, has one that this node started and that has ended started again, less and less eagerly if it keeps ending, and
-prepares it anew: a Redis that was restarted has forgotten its settings. Then the engine takes it up, and has it filled
+prepares it anew: a server that was restarted has forgotten its settings. Then the engine takes it up, and has it filled
 from another node.
 """
 
@@ -13,8 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from musidecar.protocols.redis.admin import BackendError
-from musidecar.protocols.redis.driver import Prepared
+from musidecar.protocols.backend import BackendError, Prepared
 
 ANSWER_S = 1.0  # a backend that takes longer is not there yet
 PAUSE_S_MIN, PAUSE_S_MAX = 0.1, 5.0  # between looks

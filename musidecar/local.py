@@ -1,6 +1,6 @@
 """A whole cluster on this host, in one folder: for trying, for testing, for one machine that must not lose a process.
 
-`Local` starts one `musidecar run` per node as a child that dies with it; each node starts its own Redis on a Unix
+`Local` starts one `musidecar run` per node as a child that dies with it; each node starts its own server on a Unix
 socket in the folder. `run()` is the verb: it stays in the foreground, reports deaths, and ends everything on SIGTERM,
 Ctrl-C, or (the kernel does it) its own violent death.
 """
@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from musidecar import directory, secret
-from musidecar.config import BACKENDS_PLANNED, NODE_COUNTS, Cluster, ConfigError, Node, load
+from musidecar import directory, protocols, secret
+from musidecar.config import NODE_COUNTS, Cluster, ConfigError, Node, check_kind, load
 from musidecar.process import how_it_ended, spawn_node
 
 STOP_S = 60.0  # a node asked to end that still runs after this is killed; its server may have much to save
@@ -43,7 +43,7 @@ class Local:
     folder: new, empty, or left by a dead cluster; if that was stopped in order, it goes on with its data.
     port: node i listens on 127.0.0.1, port + i - 1.
     settings: more of the configuration, by table: `{"timing": {"fail_us": 50_000}}`.
-    ConfigError when something is in the way: the folder, a port, no redis-server.
+    ConfigError when something is in the way: the folder, a port, no server to start.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Local:
         port: int = 7000,
         backend: str = "redis",
         fabric: str = "shm",
-        binary: str = "redis-server",
+        binary: str | None = None,
         settings: Settings | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
@@ -65,7 +65,7 @@ class Local:
         self._lock = directory.claim(self.folder)
         try:
             path = self.folder / "cluster.toml"
-            name = _name_of(path, nodes) if directory.keeps_data(self.folder) else ""
+            name = _name_of(path, nodes, backend) if directory.keeps_data(self.folder) else ""
             path.write_text(_toml(name or _new_name(), nodes, port, backend, fabric, binary, settings or {}))
             if not name:
                 secret.create(self.folder / "secret")
@@ -152,22 +152,25 @@ class Local:
 
 def check_backend(backend: str) -> None:
     """ConfigError unless this version works with the backend."""
-    if backend in BACKENDS_PLANNED:
-        raise ConfigError([f"--backend {backend}: not there yet: this version works with redis"])
-    if backend != "redis":
-        raise ConfigError([f"--backend {backend}: unknown: this version works with redis"])
+    try:
+        check_kind(backend)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{backend} is ")
+        raise ConfigError([f"--backend {backend}: {reason}"]) from None
 
 
-def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str) -> None:
+def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str | None) -> None:
     check_backend(backend)
+    kind = protocols.kind(backend)
     if fabric not in ("shm", "verbs"):
         raise ConfigError([f"--fabric {fabric}: unknown: there are shm and verbs"])
     if nodes not in NODE_COUNTS:
         raise ConfigError([f"--nodes {nodes}: a cluster has {' or '.join(map(str, NODE_COUNTS))} nodes"])
     if not 1 <= port <= 65536 - nodes:
         raise ConfigError([f"--port {port}: node {nodes} would listen on {port + nodes - 1}"])
-    if shutil.which(binary) is None:
-        raise ConfigError([f"{binary}: not found on PATH: apt-get install redis-server, or name it with --binary"])
+    if shutil.which(binary or kind.binary) is None:
+        hint = f"apt-get install {kind.package}, or name it with --binary"
+        raise ConfigError([f"{binary or kind.binary}: not found on PATH: {hint}"])
 
 
 def _check_ports(config: Cluster) -> None:
@@ -187,18 +190,21 @@ def _new_name() -> str:
     return f"local-{secrets.token_hex(4)}"
 
 
-def _name_of(path: Path, nodes: int) -> str:
-    """The name of the cluster whose data is kept here. ConfigError when it had another number of nodes."""
+def _name_of(path: Path, nodes: int, backend: str) -> str:
+    """The name of the cluster whose data is kept here. ConfigError when it had another number of nodes, or another
+    backend."""
     config = load(path)
+    if config.kind != backend:
+        raise ConfigError([f"{path.parent}: keeps the data of a cluster of {config.kind}: give another one with --dir"])
     if len(config.nodes) != nodes:
         reason = f"keeps the data of a cluster of {len(config.nodes)} nodes: give --nodes {len(config.nodes)}"
         raise ConfigError([f"{path.parent}: {reason}, or another folder with --dir"])
     return config.name
 
 
-def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: str, settings: Settings) -> str:
+def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: str | None, settings: Settings) -> str:
     """The text of a configuration file (a JSON string is a TOML string too)."""
-    chosen = f"binary = {json.dumps(binary)}"
+    chosen = f"binary = {json.dumps(binary or protocols.kind(backend).binary)}"
     lines = [
         "# Written by `musidecar local`; configs/cluster.toml in the source explains every key.",
         "[cluster]",
@@ -214,7 +220,7 @@ def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: s
             f"id = {i}",
             f'client = "127.0.0.1:{port + i - 1}"',
             f'log = "{i}.log"',
-            f'backend = {{ kind = "{backend}", socket = "redis-{i}.sock", spawn = true, {chosen} }}',
+            f'backend = {{ kind = "{backend}", socket = "{backend}-{i}.sock", spawn = true, {chosen} }}',
         ]
     for table, values in settings.items():
         lines += ["", f"[{table}]"]

@@ -42,8 +42,9 @@ from musidecar._ffi import lib
 from musidecar.config import Cluster, ConfigError, Node
 from musidecar.engine import Engine, Event, engine_settings, replica_config, set_members
 from musidecar.fabrics import EngineError, Fabric, make_fabric
-from musidecar.protocols.redis import commands, driver
-from musidecar.protocols.redis.admin import Address, BackendError
+from musidecar.protocols import backend as backends
+from musidecar.protocols.backend import Ask, BackendError, Claim, Prepared
+from musidecar.protocols.server import log_tail
 
 OPEN_S, OPEN_POLL_S = 5.0, 0.001  # for the engine to take a new life of another node up
 STOP_S = 3.0  # an engine that does not end by then is left behind
@@ -108,24 +109,24 @@ class Sidecar:
     def __init__(self, config: Cluster, node: Node, *, replace_data: bool) -> None:
         self.config, self.node, self.replace_data = config, node, replace_data
         self.member = mesh.Member.of(config, node.id)
-        self.home = config.directory / f"redis-{node.id}"  # the backend's working folder, and RDBs on their way
+        self.home = places.home(config, node)
         self.stopping = False
         self.again = False  # another life is to follow
         self.failed = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._todo: collections.deque[Callable[[], None]] = collections.deque()
         self._mesh = mesh.Mesh(self.member)
-        self._server: driver.Server | None = None
+        token = places.feed_token(self.member, node.id)
+        self._backend = backends.make(node.backend.kind, places.wanted_backend(config, node, token))
         self._backend_pid: int | None = None
         self._backend_fd: int | None = None  # pidfd
-        self._address = Address()
         self._clients: socket.socket | None = None
         self._formed: formation.Formed | None = None
         self._members: dict[int, str] = {}  # of the formation: id -> incarnation
         self._kept = kept.Kept(self.home, config.name, node.id)
         self._council = council.Council(council.Report(), config.seed)
         self._former = claims.Former(None, outlived=False, restored=False)
-        self._claim: claims.Claim | None = None
+        self._claim: Claim | None = None
         self._strange = False  # what the backend holds may be of no cluster
         self._last: dict[str, Any] | None = None  # what the engine knew when it had ended
         self._links: links.Links | None = None
@@ -171,24 +172,23 @@ class Sidecar:
         mesh.private_directory(self.home)
         transfer.remove_leftovers(self.home)
         self._clients = places.bind(self.node)
-        token = places.feed_token(self.member, self.node.id)
         running = formation.running(self.member)
         record = None if self.replace_data else self._kept.record
         restored = running is None or claims.may_restore(record, running.generation)
         if restored and not self.replace_data:
-            self._kept.bring_back()
+            self._backend.restore(self.home / kept.DATA)
         self._start_backend()
-        outlived = self._server is None and driver.knows(self._address, token)
-        self._former = claims.Former(record, outlived, restored and self._server is not None)
+        outlived = self._backend.outlived()
+        self._former = claims.Former(record, outlived, restored and self._backend.server is not None)
         if running is None:
-            self._council.report = council.look_back(self._kept.record, self._address, self.replace_data)
-            self._strange = bool(self._council.report.doubt) and not driver.knows(self._address, token)
-        prepared = self._prepare_backend(token, rejoins=running is not None)
-        table = commands.command_table(commands.rows(prepared.commands))
+            self._council.report = council.look_back(self._kept.record, self._backend, self.replace_data)
+            self._strange = bool(self._council.report.doubt) and not outlived
+        prepared = self._prepare_backend(rejoins=running is not None)
+        table = self._backend.table(prepared)
         replica = replica_config(self.config, self.node.id, self.member.secret)
         self._mesh.questions |= {
             "status": lambda _: self.status(), "switchover": self._wishes.switchover, "pause": self._wishes.pause,
-            "refusal": lambda _: {"why": refusals.would_refuse(self._address)},
+            "refusal": lambda _: {"why": self._backend.refuses()},
         } | recovery.questions(self._council, lambda: self._formed is not None)  # fmt: skip
         self._mesh.questions |= self._reinit.questions | self._membership.questions
         self._mesh.listen()
@@ -208,8 +208,8 @@ class Sidecar:
         except formation.Running as found:
             if running is None:  # it has become known only now
                 if self._strange:
-                    driver.forget(self._address, token)
-                prepared = self._prepare_backend(token, rejoins=True)
+                    self._backend.disown()
+                prepared = self._prepare_backend(rejoins=True)
             formed = self._join(found, make_fabric(self.config, self.node.id, replica))
         self._formed = formed
         claim = self._look_for_claim(formed.verdict)
@@ -219,9 +219,9 @@ class Sidecar:
         settings = engine_settings(
             self.config,
             replica,
-            self._address,
-            prepared,
-            token=token,
+            self._backend.address,
+            self._backend.engine_fields(prepared),
+            token=self._backend.wanted.token,
             feed_port=feed.getsockname()[1],
             pids=formed.pids | {self.node.id: os.getpid()},
             seed=self.node.id == formed.verdict.seed and self.node.id in formed.incarnations,
@@ -242,10 +242,10 @@ class Sidecar:
         """Names the formation."""
         return self._members[min(self._members)]
 
-    def _look_for_claim(self, begun: council.Begin) -> claims.Claim | None:
+    def _look_for_claim(self, begun: council.Begin) -> Claim | None:
         """What the backend has kept of the data of a cluster that runs."""
         joins = begun.seed == 0
-        self._claim = claims.look(self._former, self._address, begun.generation, self._founder()) if joins else None
+        self._claim = claims.look(self._former, self._backend, begun.generation, self._founder()) if joins else None
         return self._claim
 
     def _begin_life(self, generation: int, filled: bool) -> None:
@@ -269,62 +269,44 @@ class Sidecar:
         return {"members": self._members, "latest": latest, "generation": generation}
 
     def _start_backend(self) -> None:
-        backend = self.node.backend
-        if backend.spawn:
-            assert backend.socket is not None
-            self._server = driver.spawn(
-                self.home, backend.socket, binary=backend.binary, password=backend.password() or ""
-            )
-            self._address = self._server.address
-        else:
-            self._address = places.backend_address(self.config, self.node)
-            driver.attach(self._address)
+        self._backend.start()
         self._check_stopping()
 
-    def _prepare_backend(self, token: str, *, rejoins: bool) -> driver.Prepared:
+    def _prepare_backend(self, *, rejoins: bool) -> Prepared:
         """rejoins: the cluster runs, so its data replaces what a former life of this node has left in its backend."""
         ran = self._kept.record is not None  # with whose data the cluster begins is to be seen
         own = self._former.outlived or (self._former.restored and self._former.record is not None)
         joining = rejoins or ran or self.node.id != self.config.seed
-        line = f"musidecar run --config {self.config.path} --node {self.node.id} --replace-data"
-        prepared = driver.prepare(
-            self._address,
-            token=token,
-            backend_timeout_ms=self.config.timing.backend_timeout_ms,
+        ask = Ask(
             joining=joining,
             rejoins=rejoins,
             follows=rejoins and self._former.outlived,
             replace_data=self.replace_data or (ran and not rejoins) or (rejoins and own),
-            replace_line=line,
+            replace_line=f"musidecar run --config {self.config.path} --node {self.node.id} --replace-data",
         )
+        prepared = self._backend.prepare(ask)
         self._know_backend(prepared)
-        how = "started" if self._server else "found"
-        log.info("backend: %s Redis %s at %s, pid %d", how, prepared.version, self._address, prepared.pid)
-        if not self._server and prepared.changed:
+        title, address = self._backend.kind.title, self._backend.address
+        how = "started" if self._backend.server else "found"
+        log.info("backend: %s %s %s at %s, pid %d", how, title, prepared.version, address, prepared.pid)
+        if not self._backend.server and prepared.changed:
             changes = ", ".join(f"{name} = {value}" for name, value in prepared.changed.items())
             log.info("backend: settings changed: %s", changes)
         if joining and prepared.keys and not own and (rejoins or not ran):
             log.warning("backend: its %d keys will be replaced by the cluster's data", prepared.keys)
         return prepared
 
-    def _prepare_again(self) -> driver.Prepared:
+    def _prepare_again(self) -> Prepared:
         """For the keeper, in its thread. BackendError while the backend is not there, or does not answer."""
         try:
             self._kept.mark(filled=False)  # before it can be taken for this node's again: who knows what it has loaded
         except OSError as error:
             raise BackendError(f"{self.home}: cannot write here: {error.strerror}") from None
-        driver.attach(self._address, keeper.ANSWER_S)
-        return driver.prepare(
-            self._address,
-            token=places.feed_token(self.member, self.node.id),
-            backend_timeout_ms=self.config.timing.backend_timeout_ms,
-            joining=True,
-            follows=True,
-            replace_data=True,  # the cluster's, from before
-        )
+        self._backend.look(keeper.ANSWER_S)
+        return self._backend.prepare(Ask(joining=True, follows=True, replace_data=True))  # the cluster's, from before
 
-    def _know_backend(self, prepared: driver.Prepared) -> None:
-        self._backend_pid = driver.local_pid(self._address, prepared.pid)
+    def _know_backend(self, prepared: Prepared) -> None:
+        self._backend_pid = self._backend.local_pid(prepared.pid)
         if self._backend_pid is not None:
             with contextlib.suppress(OSError):  # it ends just now: the engine will notice
                 self._backend_fd = os.pidfd_open(self._backend_pid)
@@ -333,7 +315,7 @@ class Sidecar:
         assert self._clients is not None
         with self._engine_lock:
             self._engine = engine
-        source = transfer.Source(self._address, self._objection, self.config.limits.transfer_bytes_per_s)
+        source = transfer.Source(self._backend, self._objection, self.config.limits.transfer_bytes_per_s)
         self._mesh.handlers["transfer"] = source.serve
         try:
             self._clients.listen(CLIENTS_WAITING)
@@ -437,12 +419,14 @@ class Sidecar:
 
     def _backend_ended(self) -> None:
         self._forget_backend()
-        if self._server is None:
-            log.error("backend: Redis at %s has ended: this node votes, but cannot lead till it is back", self._address)
+        server, title = self._backend.server, self._backend.kind.title
+        if server is None:
+            address = self._backend.address
+            log.error("backend: %s at %s has ended: this node votes, but cannot lead till it is back", title, address)
             return
-        self._server.process.wait()
-        tail = driver.log_tail(self._server.log)
-        log.error("backend: redis-server has ended (%s), and is started again: %s", self._server.gone(), tail)
+        server.process.wait()
+        tail, name = log_tail(server.log), self._backend.wanted.binary
+        log.error("backend: %s has ended (%s), and is started again: %s", name, server.gone(), tail)
 
     def _forget_backend(self) -> None:
         self._backend_pid = None
@@ -452,21 +436,23 @@ class Sidecar:
 
     def _restart_backend(self) -> None:
         """In the main thread: the server dies with the thread that starts it."""
-        if self._server is None or self._server.gone() is None or self.stopping:
+        server = self._backend.server
+        if server is None or server.gone() is None or self.stopping:
             return
         try:
             self._start_backend()
         except BackendError as error:
             log.error("backend: %s", error)
 
-    def _backend_answers(self, prepared: driver.Prepared) -> None:
+    def _backend_answers(self, prepared: Prepared) -> None:
         """In the main thread: a backend that was lost is there, and prepared."""
         if self.stopping or self._engine is None:
             return
         self._forget_backend()
         self._know_backend(prepared)
         what = "it goes on where it was, or is filled again"
-        log.info("backend: Redis at %s answers, pid %d: %s", self._address, prepared.pid, what)
+        title, address = self._backend.kind.title, self._backend.address
+        log.info("backend: %s at %s answers, pid %d: %s", title, address, prepared.pid, what)
         self._engine.backend_ready()
 
     def _engine_ended(self, outcome: int) -> None:
@@ -511,14 +497,16 @@ class Sidecar:
     # ---- data for the backend ----
 
     def _want_data(self, offset: int, number: int, after: int | None) -> None:
-        """An RDB at that offset or beyond; or the changes behind `after`, up to there."""
+        """A copy at that offset or beyond; or the changes behind `after`, up to there."""
         assert self._engine is not None
         if self._fetching is not None:
             self._fetching.cancel()
         leader, term = self._engine.leader_and_term()
         others = [node for node in self.member.nodes if node != self.node.id]
-        others.sort(key=lambda node: node == leader)  # the leader last: a transfer costs the giver a fork
-        self._fetching = fetching.Fetching(self._mesh, self._engine, self.home, others, offset, term, number, after)
+        others.sort(key=lambda node: node == leader)  # the leader last: a transfer costs the giver (Redis: a fork)
+        self._fetching = fetching.Fetching(
+            self._mesh, self._engine, self._backend, self.home, others, offset, term, number, after
+        )
 
     def _objection(self, term: int) -> str | None:
         with self._engine_lock:
@@ -591,8 +579,8 @@ class Sidecar:
             self._kept.forget()
         elif self._last is not None and not self.failed:
             self._end_life(self._last)
-        if self._server is not None:
-            self._server.stop()
+        if self._backend.server is not None:
+            self._backend.server.stop()
         if self._backend_fd is not None:
             os.close(self._backend_fd)
         if self._formed is not None and ended:
@@ -611,8 +599,8 @@ class Sidecar:
             thread.join(STOP_S)
             if thread.is_alive():
                 log.error("the engine does not stop: leaving it behind")
-                if self._server is not None:
-                    self._server.process.kill()
+                if self._backend.server is not None:
+                    self._backend.server.process.kill()
                 return False
         if self._fetching is not None:
             self._fetching.join(STOP_S)
@@ -624,6 +612,6 @@ class Sidecar:
 
     def _end_life(self, known: dict[str, Any]) -> None:
         try:
-            self._kept.end(known, self._address, own=self._server is not None)
+            self._kept.end(known, self._backend)
         except OSError as error:
             log.error("%s: what this node had cannot be written down: %s", self.home, error.strerror)

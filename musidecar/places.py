@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import socket
+from pathlib import Path
 
 from musidecar import mesh
 from musidecar.config import Cluster, ConfigError, Node, split_address
-from musidecar.protocols.redis.admin import Address
+from musidecar.protocols.backend import Address, Wanted
 
 
 def feed_token(member: mesh.Member, node: int) -> str:
@@ -25,6 +26,25 @@ def backend_address(config: Cluster, node: Node) -> Address:
         return Address(path=str(backend.socket), user=user, password=password)
     host, port = split_address(backend.address)
     return Address(host=host, port=port, user=user, password=password)
+
+
+def wanted_backend(config: Cluster, node: Node, token: str) -> Wanted:
+    """What a node's backend is to be. ConfigError when its password cannot be read."""
+    backend = node.backend
+    return Wanted(
+        address=backend_address(config, node),
+        home=home(config, node),
+        spawn=backend.spawn,
+        binary=backend.program,
+        token=token,
+        timeout_ms=config.timing.backend_timeout_ms,
+        options=backend.options(),
+    )
+
+
+def home(config: Cluster, node: Node) -> Path:
+    """The backend's working folder; what its node keeps for another start, and copies on their way, are there, too."""
+    return config.directory / f"{node.backend.kind}-{node.id}"
 
 
 def bind(node: Node) -> socket.socket:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from musidecar import pyverbs
-from musidecar.doctor import Check
+from musidecar.protocols.backend import Check
 
 PORT_STATES = ("nothing", "DOWN", "INIT", "ARMED", "ACTIVE", "ACTIVE_DEFER")
 ACTIVE = 4

@@ -1,5 +1,6 @@
-"""A leader whose Redis refuses writes for want of memory (-OOM) or disk (-MISCONF) hands leadership to a node whose
-Redis would not. Where every other one would, too, it leads on: its clients are told what Redis says, and reads go on.
+"""A leader whose server refuses writes for want of memory (-OOM) or disk (-MISCONF) hands leadership to a node whose
+server would not. Where every other one would, too, it leads on: its clients are told what the server says, and reads go
+on.
 """
 
 from __future__ import annotations
@@ -10,32 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from musidecar.mesh import Member, Unreachable, ask_as
-from musidecar.protocols.redis.admin import Address, BackendError, Connection
 
 ANSWER_S = 2.0
 PREPARE_MS, HOLD_MS = 5_000, 1_000
 
 log = logging.getLogger("musidecar.node")
-
-
-def would_refuse(address: Address) -> str | None:
-    """Why the Redis there would refuse writes if it led; None if it would not."""
-    try:
-        with Connection(address, ANSWER_S / 2) as connection:
-            memory, disk = connection.info("memory"), connection.info("persistence")
-            settings = connection.config()
-    except BackendError as error:
-        return str(error)
-    limit = int(memory.get("maxmemory", "0"))
-    used = int(memory.get("used_memory", "0")) - int(memory.get("mem_not_counted_for_evict", "0"))
-    if limit and used >= limit and memory.get("maxmemory_policy") == "noeviction":
-        return f"it uses {used} bytes, maxmemory is {limit}"
-    saves = settings.get("save") and settings.get("stop-writes-on-bgsave-error") == "yes"
-    if saves and disk.get("rdb_last_bgsave_status", "ok") != "ok":
-        return "its last BGSAVE failed"
-    if disk.get("aof_enabled") == "1" and disk.get("aof_last_write_status", "ok") != "ok":
-        return "it cannot write its AOF"
-    return None
 
 
 class Refusals:

@@ -111,7 +111,7 @@ def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
 
 
 def _backend_down(node: dict[str, Any], spawned: bool) -> Problem:
-    what = f"node {node['id']} votes, but cannot lead or hold the data: its Redis"
+    what = f"node {node['id']} votes, but cannot lead or hold the data: its server"
     if node["backend_pid"] is not None:
         return Problem(f"{what} (pid {node['backend_pid']}) does not answer", "kill -CONT it, or restart it")
     return Problem(f"{what} has ended", "it is started again: see the node's log" if spawned else "start it again")

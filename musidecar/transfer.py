@@ -1,10 +1,11 @@
-"""An RDB from one node to another: what a backend is filled with that the log alone cannot bring up. Or, for one that
-has most of it, the piece of the stream of changes that it lacks.
+"""A copy of the data from one node to another: what a backend is filled with that the log alone cannot bring up. Or,
+for one that has most of it, the piece of the stream of changes that it lacks.
 
-The asking node makes an authenticated connection of its own for each transfer and names the replication offset it
-needs and the term it is in: a leader that was deposed and has not noticed yet must not give its data away. The serving
-node takes an RDB, or the piece, from its own Redis and passes it on in parts as they come; length and SHA-256 close it.
-Of an RDB nothing is held in memory, and the file on the asking side has no name from the moment it is open.
+The asking node makes an authenticated connection of its own for each transfer and names the offset it needs (of the
+stream of changes, or an index of the log: what the backend counts in) and the term it is in: a leader that was deposed
+and has not noticed yet must not give its data away. The serving node takes a copy (Redis: an RDB), or the piece, from
+its own server and passes it on in parts as they come; length and SHA-256 close it. Of a copy nothing is held in memory,
+and the file on the asking side has no name from the moment it is open.
 """
 
 from __future__ import annotations
@@ -22,12 +23,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from musidecar.mesh import Connection, Mesh, MeshError, Unreachable
-from musidecar.protocols.redis import backlog
-from musidecar.protocols.redis.admin import Address, BackendError
-from musidecar.protocols.redis.backlog import Piece
-from musidecar.protocols.redis.rdb import Capture, capture
+from musidecar.protocols.backend import Backend, BackendError, Copy, Points
 
-SERVE_MAX = 2  # transfers at a time: each of them makes the backend fork
+SERVE_MAX = 2  # transfers at a time: each of them makes a Redis fork
 BACKEND_WAIT_S = 2.0  # for the backend to reach the offset that was asked for
 SILENCE_S = 40.0  # a transfer that brings nothing for this long is given up; a backend may first finish another save
 PAUSE_S = 0.002  # shorter ones are not worth it
@@ -38,7 +36,7 @@ log = logging.getLogger("musidecar.transfer")
 
 
 class TransferFailed(Exception):
-    """No node gave an RDB; the text says what each of them answered."""
+    """No node gave a copy; the text says what each of them answered."""
 
 
 class Cancelled(Exception):
@@ -51,13 +49,15 @@ class _Skip(Exception):
 
 @dataclass(frozen=True)
 class Fetched:
-    """An RDB that has come whole. `fd`: a nameless file, read from its start; the caller's."""
+    """A copy that has come whole. `fd`: a nameless file, read from its start; the caller's. head, foot: what its giver
+    said of it."""
 
     fd: int
     bytes: int
     offset: int
-    replid: str
     node: int
+    head: dict[str, Any]
+    foot: dict[str, Any]
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def fetch(
     progress: Callable[[int, int], None] = lambda node, count: None,
     silence_s: float = SILENCE_S,
 ) -> Fetched:
-    """An RDB whose replication offset is at least `at_least_offset`, from the first of `nodes` that can give one.
+    """A copy whose offset is at least `at_least_offset`, from the first of `nodes` that can give one.
 
     term: a node that has not got so far is passed over, like one that has no clean data or is not there.
     progress(node, count): so many bytes have come from that node. The file lies in the folder `into` (0600, unlinked at
@@ -137,19 +137,19 @@ def _fetch_from(mesh: Mesh, node: int, at_least: int, into: Path, wanted: _Wante
         answer = connection.recv(wanted.silence_s)
         if "not_ready" in answer:
             raise _Skip(str(answer["not_ready"])[:300])
-        offset, replid = answer.get("offset"), answer.get("replid")
-        if not isinstance(offset, int) or not isinstance(replid, str) or offset < at_least:
+        offset = answer.get("offset")
+        if not isinstance(offset, int) or offset < at_least:
             raise _Skip("it gives another offset than was asked for")
         log.info("transfer: taking the data from node %d at offset %d", node, offset)
         fd = _nameless(into)
         try:
-            length = _receive(connection, lambda piece: _write(fd, piece), node, wanted)
+            length, foot = _receive(connection, lambda piece: _write(fd, piece), node, wanted)
             os.lseek(fd, 0, os.SEEK_SET)
         except BaseException:
             os.close(fd)
             raise
     log.info("transfer: %s from node %d are here", size(length), node)
-    return Fetched(fd, length, offset, replid, node)
+    return Fetched(fd, length, offset, node, answer, foot)
 
 
 def _tail_from(mesh: Mesh, node: int, after: int, until: int, wanted: _Wanted) -> bytes:
@@ -167,7 +167,7 @@ def _tail_from(mesh: Mesh, node: int, after: int, until: int, wanted: _Wanted) -
                 raise _Skip("it gives more than was asked for")
             came.extend(piece)
 
-        length = _receive(connection, keep, node, wanted)
+        length, _ = _receive(connection, keep, node, wanted)
         if length != until - after:
             raise _Skip("it gives less than was asked for")
     log.info("transfer: %s of changes from node %d are here", size(length), node)
@@ -186,7 +186,9 @@ def _nameless(folder: Path) -> int:
     return fd
 
 
-def _receive(connection: Connection, keep: Callable[[bytes], None], node: int, wanted: _Wanted) -> int:
+def _receive(
+    connection: Connection, keep: Callable[[bytes], None], node: int, wanted: _Wanted
+) -> tuple[int, dict[str, Any]]:
     digest, length = hashlib.sha256(), 0
     say_at = time.monotonic() + PROGRESS_S
     while isinstance(piece := connection.recv_any(wanted.silence_s), bytes):
@@ -203,7 +205,7 @@ def _receive(connection: Connection, keep: Callable[[bytes], None], node: int, w
         raise _Skip(str(piece["failed"])[:300])
     if piece.get("bytes") != length or piece.get("sha256") != digest.hexdigest():
         raise _Skip(f"what came is not what was sent ({length} bytes of {str(piece.get('bytes'))[:20]})")
-    return length
+    return length, piece
 
 
 def size(count: int) -> str:
@@ -220,7 +222,7 @@ def size(count: int) -> str:
 
 
 class Source:
-    """Serves RDBs of this node's own backend, and pieces of its stream, to other nodes: a handler for the mesh's role
+    """Serves copies of this node's own backend, and pieces of its stream, to other nodes: a handler for the mesh's role
     `transfer`.
 
     objection: why this backend's data must not be given away now to a node in that term (dirty, being filled, of an
@@ -229,10 +231,15 @@ class Source:
     """
 
     def __init__(
-        self, address: Address, objection: Callable[[int], str | None], bytes_per_s: float = float("inf")
+        self,
+        backend: Backend,
+        objection: Callable[[int], str | None],
+        bytes_per_s: float = float("inf"),
+        points: Points = lambda: (0, 0),
     ) -> None:
-        self.address = address
+        self.backend = backend
         self.objection = objection
+        self.points = points
         self.bytes_per_s = bytes_per_s
         self._free = threading.BoundedSemaphore(SERVE_MAX)
 
@@ -258,13 +265,11 @@ class Source:
         try:
             if (objection := self.objection(term)) is not None:
                 raise BackendError(objection)
-            taken: Capture | Piece
             if after is None:
-                taken = capture(self.address, at_least, wait_s=BACKEND_WAIT_S)
-                offset, answer = taken.offset, {"offset": taken.offset, "replid": taken.replid}
+                taken = self.backend.copy(at_least, BACKEND_WAIT_S, self.points)
             else:
-                taken = backlog.take(self.address, after, at_least, wait_s=BACKEND_WAIT_S)
-                offset, answer = at_least, {"offset": at_least, "after": after}
+                taken = self.backend.changes(after, at_least, BACKEND_WAIT_S)
+            answer = taken.head
         except (BackendError, KeyError, ValueError) as error:
             connection.send({"not_ready": str(error)})
             return
@@ -274,9 +279,9 @@ class Source:
         finally:
             taken.close()
         what = "data at" if after is None else f"changes from offset {after} to"
-        log.info("transfer: gave the %s offset %d to node %d", what, offset, node)
+        log.info("transfer: gave the %s offset %d to node %d", what, answer["offset"], node)
 
-    def _pass_on(self, connection: Connection, taken: Capture | Piece, term: int) -> dict[str, Any]:
+    def _pass_on(self, connection: Connection, taken: Copy, term: int) -> dict[str, Any]:
         digest, length = hashlib.sha256(), 0
         due = time.monotonic()  # for the next piece
         try:
@@ -293,7 +298,7 @@ class Source:
         except BackendError as error:
             log.warning("transfer: to node %d broke off: %s", connection.peer.node, error)
             return {"failed": str(error)}
-        return {"bytes": length, "sha256": digest.hexdigest()}
+        return taken.foot() | {"bytes": length, "sha256": digest.hexdigest()}
 
 
 def remove_leftovers(folder: Path) -> None:

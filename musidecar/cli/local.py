@@ -14,12 +14,13 @@ from musidecar.cli import options
 @click.option("--port", type=int, default=7000, show_default=True, help="Node i listens on PORT + i - 1.")
 @click.option("--dir", "folder", type=options.PATH, metavar="DIR", help="Its folder: new, empty or its own.")
 @click.option("--fabric", default="shm", show_default=True, metavar="NAME", help="What carries the log.")
-@click.option("--binary", default="redis-server", show_default=True, metavar="PATH", help="The server to start.")
+@click.option("--binary", metavar="PATH", help="The server to start.  [default: the backend's own, on PATH]")
 @click.option("--restart", is_flag=True, help="Start a node that died again.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def verb(
-    backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str, restart: bool, log_json: bool
-) -> None:
+    backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str | None, restart: bool,
+    log_json: bool,
+) -> None:  # fmt: skip
     """A cluster on this host, in the foreground.
 
     Prints a line that starts with "ready" when every node answers clients. SIGTERM and Ctrl-C end every node and every

@@ -1,1 +1,7 @@
-"""memcached: framing, classification and decisions in C, the backend driver in Python."""
+"""Memcached: framing and decisions in C, the backend driver in Python."""
+
+from musidecar.protocols import Kind
+
+KIND = Kind(
+    "memcached", "memcached", "memcached", "memcached", frozenset({"memory_bytes", "item_bytes_max", "threads"})
+)

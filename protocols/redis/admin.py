@@ -6,19 +6,16 @@ list, None; an error reply is raised as `ReplyError`.
 
 from __future__ import annotations
 
-import socket
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import hiredis
 
+from musidecar.protocols.server import Address as Address
+from musidecar.protocols.server import BackendError as BackendError
+
 READ_BYTES = 1 << 16
-
-
-class BackendError(Exception):
-    """The backend cannot be used; the text says why and, where there is one, what to do."""
 
 
 class ReplyError(BackendError):
@@ -27,35 +24,6 @@ class ReplyError(BackendError):
     @property
     def code(self) -> str:
         return str(self).split(" ", 1)[0]
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a Redis listens and how to log in: a Unix socket path, or host and port."""
-
-    path: str = ""
-    host: str = ""
-    port: int = 0
-    user: str = ""
-    password: str = field(default="", repr=False)
-
-    def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
-
-    def connect(self, timeout_s: float) -> socket.socket:
-        """A connected stream socket with this time-out. OSError as connect() gives it."""
-        if not self.path:
-            sock = socket.create_connection((self.host, self.port), timeout_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect(self.path)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
 
 def encode(*words: str | bytes | int) -> bytes:

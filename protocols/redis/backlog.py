@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .admin import READ_BYTES, Address, BackendError, Connection, encode
 from .rdb import LINE_BYTES_MAX, NotReady, wait_offset
@@ -17,11 +18,20 @@ from .rdb import LINE_BYTES_MAX, NotReady, wait_offset
 
 @dataclass
 class Piece:
-    """`length` bytes of the stream on their way; iterate `chunks()` once. The caller closes it."""
+    """`length` bytes of the stream on their way, up to offset `until`; iterate `chunks()` once. The caller closes
+    it."""
 
     length: int
     _sock: socket.socket = field(repr=False)
     _ahead: bytes = field(repr=False, default=b"")
+    until: int = 0
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"offset": self.until, "after": self.until - self.length}
+
+    def foot(self) -> dict[str, Any]:
+        return {}
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes, in pieces of at most 64 KiB. BackendError if it breaks off before its end."""
@@ -67,7 +77,7 @@ def take(address: Address, after: int, until: int, *, wait_s: float = 2.0, silen
             raise NotReady(f"its Redis keeps the changes from offset {first} on, those from {after + 1} on are wanted")
         connection.call("REPLCONF", "capa", "psync2")
         sock = connection.sock.dup()
-    piece = Piece(until - after, sock)
+    piece = Piece(until - after, sock, until=until)
     try:
         sock.settimeout(silence_s)
         sock.sendall(encode("PSYNC", found["master_replid"], after + 1))

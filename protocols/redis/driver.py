@@ -8,21 +8,16 @@ lists them) and returns what the engine must know about it.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
-import signal
-import socket
-import struct
-import subprocess
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from musidecar._ffi import lib
+from musidecar.protocols import backend, server
+from musidecar.protocols.backend import HoldsData
+from musidecar.protocols.server import START_TIMEOUT_S, Server
 
 from .admin import Address, BackendError, Connection, ReplyError
 
@@ -32,64 +27,21 @@ REPL_TIMEOUT_S_MIN = 60
 REPL_TIMEOUT_S = 7200  # of a server started here: clients may set repl-ping-replica-period up to half of it
 PING_PERIOD_S = 10
 BUSY_MS_MAX = 1000
-START_TIMEOUT_S = 15.0
-STOP_TIMEOUT_S = 3.0
-POLL_S = 0.01
-LOG_TAIL_LINES = 5
-
-
-class HoldsData(BackendError):
-    """A joining node's own backend holds data that joining would replace."""
+REFUSES_S = 1.0  # longer than this it is not asked why it would refuse writes
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What was found in a backend that is ready to be replicated."""
+class Prepared(backend.Prepared):
+    """And of a Redis. keys: in all databases."""
 
-    version: str
     databases: int
-    keys: int  # in all databases, expired and not yet deleted ones included
     functions: int  # libraries
     password_needed: bool  # the default user has one (or is off): clients must log in
     bulk_bytes_max: int  # proto-max-bulk-len
-    pid: int  # as the server itself tells it
     commands: list[Any]  # reply of COMMAND, for musidecar.protocols.redis.commands
-    changed: dict[str, str]  # settings that were changed: name -> new value
 
 
 # ---- a Redis of the sidecar's own ------------------------------------------------------------------------------------
-
-
-class Server:
-    """A redis-server process started here. It dies with the thread that called `spawn()`: call it from the main one."""
-
-    def __init__(self, process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
-        self.process = process
-        self.address = address
-        self.log = log
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def gone(self) -> str | None:
-        """How the process ended, in words, or None while it runs."""
-        code = self.process.poll()
-        if code is None:
-            return None
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End it. It holds nothing that is not in the log of the cluster, so there is nothing to save."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        with contextlib.suppress(OSError):
-            os.unlink(self.address.path)
 
 
 def spawn(
@@ -107,30 +59,18 @@ def spawn(
     goes to `directory`/backend.log. With a password, everybody must log in, clients too. BackendError when it is not
     installed, ends at once or does not answer in time.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("spawn() from another thread than the main one: the server would die with that thread")
-    server, keeper = _programs(binary)
+    server.check_thread()
+    command = server.programs(binary, "redis-server")
     _remove_leftover(Address(path=str(socket_path), password=password), directory)
-    log = directory / "backend.log"
     options = {
         "port": "0", "unixsocket": str(socket_path), "unixsocketperm": "700", "save": "", "appendonly": "no",
-        "daemonize": "no", "dir": str(directory), "logfile": str(log),
+        "daemonize": "no", "dir": str(directory), "logfile": str(directory / "backend.log"),
         "repl-timeout": str(REPL_TIMEOUT_S),
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    log_from = log.stat().st_size if log.exists() else 0
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            [keeper, "--pdeathsig", "KILL", "--", server, *words, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=directory,
-            start_new_session=True,  # Ctrl-C in a terminal is for the sidecar, which ends its backend itself
-        )
-    started = Server(process, Address(path=str(socket_path)), log)
+    place = Address(path=str(socket_path))
+    started = server.start(command, [*words, *arguments], directory, place, _answers, timeout_s)
     try:
-        _wait_answer(started, log_from, timeout_s)
         if password:  # not on the command line, where everybody could read it
             with Connection(started.address) as connection:
                 connection.call("CONFIG", "SET", "requirepass", password)
@@ -141,15 +81,9 @@ def spawn(
     return started
 
 
-def _programs(binary: str) -> tuple[str, str]:
-    server, keeper = shutil.which(binary), shutil.which("setpriv")
-    if server is None:
-        raise BackendError(
-            f"no {binary} on PATH: install it (Debian: apt install redis-server), or name it as `binary`"
-        )
-    if keeper is None:
-        raise BackendError("no setpriv on PATH: install util-linux; it makes a backend die with its sidecar")
-    return server, keeper
+def _answers(address: Address) -> bool:
+    with Connection(address, 1.0) as connection:
+        return bool(connection.call("PING") == b"PONG")
 
 
 def _remove_leftover(address: Address, directory: Path) -> None:
@@ -171,36 +105,6 @@ def _remove_leftover(address: Address, directory: Path) -> None:
     socket_path.unlink(missing_ok=True)
 
 
-def _wait_answer(server: Server, log_from: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if (how := server.gone()) is not None:
-            raise BackendError(f"redis-server ended at its start ({how}): {log_tail(server.log, log_from)}")
-        try:
-            with Connection(server.address, 1.0) as connection:
-                if connection.call("PING") == b"PONG":
-                    return
-        except BackendError as error:
-            if time.monotonic() >= deadline:
-                raise BackendError(
-                    f"redis-server does not answer after {timeout_s:g} s ({error}): {log_tail(server.log, log_from)}"
-                ) from None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.process.wait(POLL_S)
-
-
-def log_tail(log: Path, start: int = 0, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a backend's log, from byte `start` on, in one line."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(start)
-            text = file.read(1 << 20).decode(errors="replace")
-    except OSError as error:
-        return f"(no log: {error.strerror})"
-    tail = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-    return " | ".join(tail) or "(its log is empty)"
-
-
 # ---- a Redis already running -----------------------------------------------------------------------------------------
 
 
@@ -211,24 +115,8 @@ def attach(address: Address, timeout_s: float = 5.0) -> int:
 
 
 def local_pid(address: Address, told: int) -> int | None:
-    """The server's process on this host, as this process numbers it; None when it is elsewhere or cannot be told.
-
-    told: the number it goes by itself, which is another one when it runs in a pid namespace of its own.
-    """
-    if address.path:
-        try:
-            with address.connect(1.0) as sock:
-                pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        except OSError:
-            return None
-        return pid or None
-    if address.host not in ("localhost", "127.0.0.1", "::1"):
-        return None
-    try:
-        name = Path(f"/proc/{told}/comm").read_text()
-    except OSError:
-        return None
-    return told if name.startswith(("redis", "valkey")) else None
+    """The server's process on this host, as this process numbers it; None when it is elsewhere or cannot be told."""
+    return server.local_pid(address, told, ("redis", "valkey"))
 
 
 def _info(connection: Connection, section: str) -> dict[str, str]:
@@ -455,3 +343,23 @@ def _password_needed(address: Address) -> bool:
                 return error.code == "NOAUTH"
             raise
     return False
+
+
+def would_refuse(address: Address) -> str | None:
+    """Why the Redis there would refuse writes if it led; None if it would not."""
+    try:
+        with Connection(address, REFUSES_S) as connection:
+            memory, disk = connection.info("memory"), connection.info("persistence")
+            settings = connection.config()
+    except BackendError as error:
+        return str(error)
+    limit = int(memory.get("maxmemory", "0"))
+    used = int(memory.get("used_memory", "0")) - int(memory.get("mem_not_counted_for_evict", "0"))
+    if limit and used >= limit and memory.get("maxmemory_policy") == "noeviction":
+        return f"it uses {used} bytes, maxmemory is {limit}"
+    saves = settings.get("save") and settings.get("stop-writes-on-bgsave-error") == "yes"
+    if saves and disk.get("rdb_last_bgsave_status", "ok") != "ok":
+        return "its last BGSAVE failed"
+    if disk.get("aof_enabled") == "1" and disk.get("aof_last_write_status", "ok") != "ok":
+        return "it cannot write its AOF"
+    return None

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .admin import READ_BYTES, Address, BackendError, Connection, encode
 
@@ -32,6 +33,13 @@ class Capture:
     _sock: socket.socket = field(repr=False)
     _ahead: bytes = field(repr=False)
     _silence_s: float = field(repr=False)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"offset": self.offset, "replid": self.replid}
+
+    def foot(self) -> dict[str, Any]:
+        return {}
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes, in pieces of at most 64 KiB or so. BackendError if it breaks off before its end."""

@@ -15,7 +15,7 @@ import redis
 from musidecar.bench.failover import Run as Outcome
 from musidecar.bench.failover import await_traffic, check_data
 from musidecar.protocols.redis.admin import Address
-from musidecar.refusals import would_refuse
+from musidecar.protocols.redis.driver import would_refuse
 from musidecar.status import collect, problems
 from musidecar.testbed import ClusterStatus, NodeStatus, Testbed, plain_redis, stop_processes, wait_until
 from musidecar.workload import Load, spread

@@ -19,9 +19,11 @@ import pytest
 
 from musidecar import transfer
 from musidecar.mesh import Connection, Member, Mesh
+from musidecar.protocols.backend import Wanted
 from musidecar.protocols.redis import backlog, driver
 from musidecar.protocols.redis.admin import Address, encode
 from musidecar.protocols.redis.admin import Connection as Redis
+from musidecar.protocols.redis.backend import Redis as Backend
 from musidecar.transfer import Cancelled, Source, TransferFailed, fetch, fetch_tail
 
 SECRET = bytes(range(32))
@@ -59,6 +61,10 @@ def node(home: Path) -> Iterator[Callable[..., Mesh]]:
         yield node
 
 
+def redis_at(address: Address) -> Backend:
+    return Backend(Wanted(address, Path("unused")))
+
+
 def call(address: Address, *words: str | bytes | int) -> Any:
     with Redis(address) as connection:
         return connection.call(*words)
@@ -89,12 +95,12 @@ def nameless_files() -> list[str]:
 
 def test_the_data_arrives_whole(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 2000)
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
     into = home / "into"
     into.mkdir()
     got = fetch(node(2), [1], 0, into)
     assert list(into.iterdir()) == [] and os.fstat(got.fd).st_mode & 0o777 == 0o600
-    assert os.fstat(got.fd).st_size == got.bytes and got.node == 1 and len(got.replid) == 40
+    assert os.fstat(got.fd).st_size == got.bytes and got.node == 1 and len(got.head["replid"]) == 40
     copy = home / "copy"
     copy.mkdir()
     (copy / "dump.rdb").write_bytes(contents(got.fd))
@@ -121,7 +127,7 @@ def stream(address: Address, offset: int) -> bytes:
 
 
 def test_a_piece_of_the_stream_arrives_whole(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
     two = node(2)
     os.close(fetch(two, [1], 0, home).fd)  # its backlog begins with the first replica
     with Redis(server.address) as connection:
@@ -145,7 +151,7 @@ def test_rule_17_a_piece_of_what_turns_dirty_under_way_is_not_handed_over(
 ) -> None:
     monkeypatch.setattr(transfer, "BACKEND_WAIT_S", 0.1)
     answers: list[str | None] = []
-    node(1, Source(server.address, lambda _: answers.pop(0)).serve)
+    node(1, Source(redis_at(server.address), lambda _: answers.pop(0)).serve)
     two = node(2)
     answers[:] = [None, None]
     os.close(fetch(two, [1], 0, home).fd)
@@ -178,7 +184,7 @@ def test_a_piece_of_another_length_is_thrown_away(home: Path, node: Callable[...
 
 def test_writes_meanwhile_do_not_disturb_it(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 500)
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
     two, stop, offset = node(2), threading.Event(), -1
 
     def write() -> None:
@@ -202,7 +208,7 @@ def test_it_is_no_faster_than_allowed_and_its_progress_is_told(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
     fill(server.address, 1500)
-    node(1, Source(server.address, lambda _: None, bytes_per_s=2 << 20).serve)
+    node(1, Source(redis_at(server.address), lambda _: None, bytes_per_s=2 << 20).serve)
     told: list[tuple[int, int]] = []
     began = time.monotonic()
     got = fetch(node(2), [1], 0, home, progress=lambda node, count: told.append((node, count)))
@@ -215,8 +221,8 @@ def test_it_is_no_faster_than_allowed_and_its_progress_is_told(
 def test_nodes_that_cannot_are_passed_over_in_order(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
-    node(1, Source(server.address, lambda _: None).serve)
-    node(2, Source(server.address, lambda _: "its data is not clean").serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
+    node(2, Source(redis_at(server.address), lambda _: "its data is not clean").serve)
     three = node(3)
     got = fetch(three, [2, 1], 0, home)
     assert got.node == 1
@@ -230,7 +236,7 @@ def test_nodes_that_cannot_are_passed_over_in_order(
 def test_rule_17_a_node_of_an_earlier_term_is_passed_over(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
-    node(1, Source(server.address, lambda term: "it is in term 4 still" if term > 4 else None).serve)
+    node(1, Source(redis_at(server.address), lambda term: "it is in term 4 still" if term > 4 else None).serve)
     two = node(2)
     os.close(fetch(two, [1], 0, home, term=4).fd)
     with pytest.raises(TransferFailed, match="term 4 still"):
@@ -241,7 +247,7 @@ def test_rule_17_an_offset_nobody_has_is_told(
     home: Path, server: driver.Server, node: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "BACKEND_WAIT_S", 0.1)
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
     with pytest.raises(TransferFailed, match=r"stands at offset \d+, 1000000 is wanted"):
         fetch(node(2), [1, 3], 1_000_000, home)
 
@@ -250,7 +256,7 @@ def test_rule_17_data_that_turns_dirty_under_way_is_not_handed_over(
     home: Path, server: driver.Server, node: Callable[..., Mesh]
 ) -> None:
     answers = iter([None, "its data is not clean any more"])
-    node(1, Source(server.address, lambda _: next(answers)).serve)
+    node(1, Source(redis_at(server.address), lambda _: next(answers)).serve)
     with pytest.raises(TransferFailed, match="not clean any more"):
         fetch(node(2), [1], 0, home)
     assert not list(home.glob("transfer-*")) and not nameless_files()
@@ -259,7 +265,7 @@ def test_rule_17_data_that_turns_dirty_under_way_is_not_handed_over(
 def test_a_backend_that_dies_under_way(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 200, 100_000)
     call(server.address, "CONFIG", "SET", "rdb-key-save-delay", "20000")
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
 
     def kill() -> None:
         child = threading.Event()
@@ -284,7 +290,9 @@ def test_the_serving_node_is_killed_under_way(home: Path, server: driver.Server,
         import os, signal
         from pathlib import Path
         from musidecar.mesh import Connection, Member, Mesh
+        from musidecar.protocols.backend import Wanted
         from musidecar.protocols.redis.admin import Address
+        from musidecar.protocols.redis.backend import Redis
         from musidecar.transfer import Source
 
         class Doomed(Connection):
@@ -295,7 +303,7 @@ def test_the_serving_node_is_killed_under_way(home: Path, server: driver.Server,
                 if self.sent > 1_000_000:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        source = Source(Address(path={server.address.path!r}), lambda _: None)
+        source = Source(Redis(Wanted(Address(path={server.address.path!r}), Path('x'))), lambda _: None)
         mesh = Mesh(Member("test", 3, (1, 2, 3), Path({str(home)!r}), {SECRET!r}))
         mesh.handlers["transfer"] = lambda connection: source.serve(Doomed(connection.sock, connection.peer))
         mesh.listen()
@@ -305,7 +313,7 @@ def test_the_serving_node_is_killed_under_way(home: Path, server: driver.Server,
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stdout.readline() == b"listening\n"
-        node(1, Source(server.address, lambda _: None).serve)
+        node(1, Source(redis_at(server.address), lambda _: None).serve)
         two = node(2)
         with pytest.raises(TransferFailed, match="node 3"):
             fetch(two, [3], 0, home)
@@ -363,7 +371,7 @@ def test_what_is_damaged_or_not_what_was_asked_for_is_thrown_away(
 
 def test_a_transfer_can_be_cancelled(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
     fill(server.address, 500)
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
     asked = iter([False, False, True])
     with pytest.raises(Cancelled):
         fetch(node(2), [1], 0, home, cancelled=lambda: next(asked))
@@ -371,7 +379,7 @@ def test_a_transfer_can_be_cancelled(home: Path, server: driver.Server, node: Ca
 
 
 def test_a_folder_that_cannot_be_written_is_told(home: Path, server: driver.Server, node: Callable[..., Mesh]) -> None:
-    node(1, Source(server.address, lambda _: None).serve)
+    node(1, Source(redis_at(server.address), lambda _: None).serve)
     with pytest.raises(TransferFailed, match="cannot write"):
         fetch(node(2), [1], 0, home / "missing")
 
@@ -383,7 +391,7 @@ def test_no_more_than_so_many_at_a_time(home: Path, node: Callable[..., Mesh], s
         inside.release()
         go.wait(WAIT_S)
 
-    node(1, Source(server.address, objection).serve)
+    node(1, Source(redis_at(server.address), objection).serve)
     two = node(2)
     with contextlib.ExitStack() as stack:
         for _ in range(transfer.SERVE_MAX):

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from musidecar.claims import Former, may_restore
-from musidecar.kept import Data, Record
+from musidecar.kept import Record
+from musidecar.protocols.backend import Held
 
-DATA = Data("r" * 40, 100, 100, 1, 50, False, "run", "")
+DATA = Held("r" * 40, 100, 100, 1, 50, False, "run", "")
 RAN = Record("c", 1, 2, "f", 7, False, {1: 7}, filled=True)
 STOPPED = replace(RAN, clean=True, data=DATA)
 

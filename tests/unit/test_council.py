@@ -10,7 +10,8 @@ import pytest
 
 from musidecar import kept
 from musidecar.council import Begin, Choice, Report, Undecided, decide
-from musidecar.kept import Data, Record
+from musidecar.kept import Record
+from musidecar.protocols.backend import Held
 from musidecar.recovery import Found, Refused, plan
 
 LIVES = {1: 10, 2: 20, 3: 30}
@@ -18,7 +19,7 @@ LIVES = {1: 10, 2: 20, 3: 30}
 
 def record(node: int, index: int = 100, covers: int | None = None, led: bool = False, epoch: int = 1) -> Record:
     """Stopped in order; an index has a byte of changes, and the data covers them all unless `covers` says less."""
-    data = Data("r", index, index if covers is None else covers, epoch, index, led, "run", "then")
+    data = Held("r", index, index if covers is None else covers, epoch, index, led, "run", "then")
     numbers = {"index": index, "last": index, "bytes": 10 * index, "epoch": epoch, "offset": index}
     return Record("c", node, 1, "f", LIVES[node], True, dict(LIVES), data=data, moment="then", **numbers)
 

@@ -19,6 +19,7 @@ import pytest
 
 from musidecar.protocols.redis import driver, rdb
 from musidecar.protocols.redis.admin import Address, BackendError, Connection, ReplyError, encode
+from musidecar.protocols.server import log_tail
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -139,7 +140,7 @@ def test_no_redis_server_on_path(tmp_path: Path) -> None:
 def test_a_server_that_ends_at_once_tells_why(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"exit code 1.*no-such-setting"):
         driver.spawn(tmp_path, tmp_path / "redis.sock", arguments=["--no-such-setting", "1"])
-    assert driver.log_tail(tmp_path / "missing").startswith("(no log")
+    assert log_tail(tmp_path / "missing").startswith("(no log")
 
 
 def test_how_a_server_ended(server: driver.Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from musidecar import kept
+from musidecar.protocols.redis import keeping
 from musidecar.protocols.redis.admin import Address, Connection
 from tests.unit.private_redis import PrivateRedis, private_redis
 
@@ -42,14 +42,14 @@ def test_a_backend_that_was_promoted_for_nothing_is_known_again(tmp_path: Path) 
         known = {"backend_state": "promoting", "replid": name, "told_replid": name, "effect_offset": end, "epoch": 1}
         known["commit"] = 7
         address = Address(path=server.path)
-        data, why = kept.last_look(known, address, Path(server.directory))
+        data, why = keeping.last_look(known, address, Path(server.directory) / "kept.rdb")
         assert data is not None, why
         assert (data.replid, data.offset, data.covers, data.index) == (name, end, end, 7)
-        assert kept.judge(data, address) is None
-        shutil.copy(Path(server.directory) / kept.DATA, tmp_path / "dump.rdb")
+        assert keeping.judge(data, address) is None
+        shutil.copy(Path(server.directory) / "kept.rdb", tmp_path / "dump.rdb")
     with private_redis(*options, "--dir", str(tmp_path)) as again:
         address = Address(path=again.path)
-        assert kept.judge(data, address) is None
+        assert keeping.judge(data, address) is None
     with private_redis(*options) as stranger:
         attach_once(stranger)
-        assert "does not say that it holds" in str(kept.judge(data, Address(path=stranger.path)))
+        assert "does not say that it holds" in str(keeping.judge(data, Address(path=stranger.path)))
