@@ -38,49 +38,62 @@ enum protocol_class {
     PROTOCOL_ANSWER = 5,  /* answered here: the text was appended; none if the client wants none */
     PROTOCOL_LOCAL = 6,   /* one question to this node's own backend */
     PROTOCOL_STREAM = 7,  /* a connection of its client's own to this node's backend, to the end */
-    PROTOCOL_CLOSE = 8    /* the text was appended (or none); the connection ends behind it */
+    PROTOCOL_STATUS = 8,  /* about the sidecar: status() says how it is put */
+    PROTOCOL_CLOSE = 9    /* the text was appended (or none); the connection ends behind it */
 };
 
-#define PROTOCOL_PARSED_WORDS 40u
+#define PROTOCOL_PARSED_WORDS 80u
 
 struct protocol_request {
     enum protocol_class class;
     size_t length;       /* bytes of the request, line ends and value included */
     size_t wanted;       /* MORE: nothing changes before so many bytes are there; 0: not known */
+    size_t scanned;      /* MORE, and when called again for the same request: bytes that need no second look */
+    uint64_t swallow;    /* bytes behind it that are part of it and not worth keeping */
     uint64_t key_hash;   /* WRITE, DECIDE: of what it changes; equal keys have equal hashes, however they are spelled */
-    bool all_keys;       /* ... changes any key */
+    bool all_keys;       /* ... may change any key, or several */
     uint32_t style;      /* what answer() must know of it */
     const char *why;     /* CLOSE: a line for the log, or NULL */
     uint64_t parsed[PROTOCOL_PARSED_WORDS]; /* the protocol's own */
 };
 
-struct protocol_limits { uint64_t item_bytes_max; };
+struct protocol_limits {
+    uint64_t item_bytes_max;
+    bool exact; /* whatever could differ between replicas by their clocks or memory is decided by the leader */
+};
 
 enum protocol_status { PROTOCOL_REPLY_MORE = 0, PROTOCOL_REPLY_WHOLE = 1, PROTOCOL_REPLY_BAD = -1 };
-struct protocol_reply { uint64_t state[4]; }; /* all zero in front of an answer */
+struct protocol_reply { uint64_t state[10]; }; /* all zero in front of an answer */
 
 struct protocol {
     const char *name;
     const char *ping;     /* a request that only a living backend answers, once, on any connection */
     const char *full;     /* told to a client for which there is no place */
+    size_t item_bytes;    /* size of what item() fills; zeroed before its first use, used again and again */
     /* What stands at the start of `bytes`; text for the client goes to `answer`. The same at every node. */
-    void (*request)(const struct protocol_limits *limits, const uint8_t *bytes, size_t length, struct protocol_request *out,
+    void (*request)(const struct protocol_limits *limits, const uint8_t *bytes, size_t length, struct protocol_request *r,
                     struct buffer *answer);
     /* READ, WRITE, LOCAL: appends what the backend is given, which it answers exactly once. */
     void (*rewrite)(const struct protocol_request *r, const uint8_t *bytes, uint64_t now_s, struct buffer *out);
-    /* DECIDE: appends what the backend is asked. NULL: no request is of that class. */
-    void (*question)(const struct protocol_request *r, const uint8_t *bytes, struct buffer *out);
-    /* DECIDE: `item` (the protocol's own) is made of the backend's answer to the question. False: the answer is none. */
-    bool (*item)(const uint8_t *answer, size_t length, uint64_t now_s, struct buffer *item);
-    /* True: `command` is logged, and every backend is given it; `reply` is then merged with what the backend answers. False:
-     * nothing is; `reply` is the answer. `item` becomes what the key holds afterwards. */
-    bool (*decide)(const struct protocol_request *r, const uint8_t *bytes, struct buffer *item, uint64_t term, uint64_t now_s,
-                   struct buffer *command, struct buffer *reply);
-    /* Takes bytes of the backend; returns how many belong to the answer. */
-    size_t (*reply)(struct protocol_reply *state, const uint8_t *bytes, size_t length, enum protocol_status *status);
-    /* Appends what the client is given: `ack` is the backend's whole answer, `reply` what decide() made of it, if anything. */
-    void (*answer)(uint32_t style, const uint8_t *reply, size_t reply_length, const uint8_t *ack, size_t ack_length, uint64_t term,
+    /* DECIDE: appends what the backend is asked; returns how often it answers that. */
+    uint32_t (*question)(const struct protocol_request *r, const uint8_t *bytes, struct buffer *out);
+    /* DECIDE: `item` becomes what the backend's answers to the question say. False: they are none. */
+    bool (*item)(void *item, const uint8_t *answer, size_t length, uint64_t now_s);
+    void (*item_free)(void *item);
+    /* True: `command` is logged, and every backend is given it; answer(*style, reply, ...) puts what it says. False: nothing is logged,
+     * and answer(*style, reply, nothing) is the answer. `item` becomes what the key holds afterwards. */
+    bool (*decide)(const struct protocol_request *r, const uint8_t *bytes, void *item, uint64_t term, uint64_t now_s,
+                   struct buffer *command, struct buffer *reply, uint32_t *style);
+    /* Takes bytes of the backend, which answers `answers` times; returns how many belong to that. */
+    size_t (*reply)(struct protocol_reply *state, uint32_t answers, const uint8_t *bytes, size_t length, enum protocol_status *status);
+    /* Appends what the client is given: `ack` is the backend's whole answer, `reply` what decide() left. False: they do not belong
+     * together. */
+    bool (*answer)(uint32_t style, const uint8_t *reply, size_t reply_length, const uint8_t *ack, size_t ack_length, uint64_t term,
                    struct buffer *out);
+    /* This backend did not do what was logged, for a reason of its own: others may have. */
+    bool (*failed)(const uint8_t *ack, size_t ack_length);
+    /* STATUS: appends a line; name NULL: the last one. */
+    void (*status)(const char *name, uint64_t value, struct buffer *out);
 };
 
 #endif
