@@ -131,15 +131,8 @@ void admin_close(struct engine *e) {
     a->connect_us = e->now_us + CONNECT_US;
 }
 
-static void admin_connect(struct engine *e) {
+static void admin_greet(struct engine *e) {
     struct admin *a = &e->admin;
-    if (a->left_alone || e->now_us < a->connect_us) return;
-    a->connect_us = e->now_us + CONNECT_US;
-    int fd = backend_connect(e);
-    if (fd < 0) return;
-    a->socket.source.fd = fd;
-    a->heard_us = e->now_us;
-    source_watch(e, &a->socket.source, EPOLLIN);
     struct buffer hello = {0};
     uint32_t replies = append_auth(e, &hello);
     append_command(&hello, 3, OUR_CLIENT, "NO-EVICT", "ON");
@@ -149,12 +142,25 @@ static void admin_connect(struct engine *e) {
         *(struct admin_expect *)queue_push(&a->expects) = (struct admin_expect){.kind = ADMIN_SWALLOW};
     admin_send(e, ADMIN_SWALLOW, buffer_bytes(&hello), buffer_length(&hello));
     buffer_free(&hello);
+}
+
+static void admin_connect(struct engine *e) {
+    struct admin *a = &e->admin;
+    if (a->left_alone || e->now_us < a->connect_us) return;
+    a->connect_us = e->now_us + CONNECT_US;
+    int fd = backend_connect(e);
+    if (fd < 0) return;
+    a->socket.source.fd = fd;
+    a->heard_us = e->now_us;
+    source_watch(e, &a->socket.source, EPOLLIN);
+    if (e->machine.protocol == NULL) admin_greet(e);
+    else if (!shared_open(e)) admin_close(e);
     if (a->socket.source.fd < 0) return;
     engine_log(e, 20, a->was_up ? "the backend is back" : "the backend is there");
     a->was_up = true;
     a->up_us = e->now_us;
     backend_set(e, e->feed.stays ? BACKEND_SYNCING : BACKEND_DIRTY);
-    scripts_hand_on(e, false);
+    if (e->machine.protocol == NULL) scripts_hand_on(e, false);
 }
 
 /* Has the oldest request on the shared connection waited for a while? */
@@ -183,11 +189,12 @@ void admin_tick(struct engine *e) {
         return;
     }
     if (!a->ping_pending && e->now_us - a->heard_us >= ping_after_us(e)) {
-        static const char ping[] = ASK_ALIVE;
+        const char *ping = e->machine.protocol != NULL ? e->machine.protocol->ping : ASK_ALIVE;
         a->ping_pending = true;
         a->heard_us = e->now_us; /* from here the time-out runs */
-        admin_send(e, ADMIN_PING, ping, sizeof ping - 1);
+        admin_send(e, ADMIN_PING, ping, strlen(ping));
     }
+    if (e->machine.protocol != NULL) return;
     if (e->backend == BACKEND_SYNCING && e->now_us - a->asked_us >= ROLE_US) admin_ask_role(e);
     if (e->backend == BACKEND_SYNCING && e->feed.stays && e->now_us - a->up_us >= e->config.backend_timeout_us) backend_set(e, BACKEND_DIRTY);
 }
@@ -237,6 +244,7 @@ void admin_event(struct engine *e, uint32_t events) {
     size_t written;
     if (events & EPOLLOUT) socket_flush(e, &a->socket, buffer_length(&a->socket.out), &written);
     if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR))) return;
+    if (e->machine.protocol != NULL) return machine_admin_event(e);
     uint8_t chunk[4096];
     ssize_t n = recv(a->socket.source.fd, chunk, sizeof chunk, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;

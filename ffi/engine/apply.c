@@ -220,13 +220,20 @@ static void apply_command(struct engine *e, const struct record_header *record) 
     bool more = record->flags & RECORD_MORE;
     if (!a->open && !more) {
         note_origins(log, record_payload(record), record->length);
-        uncovered_add(log, record->index, record_payload(record), record->length, NULL);
+        if (e->machine.protocol != NULL) machine_apply(e, record->index, record_payload(record), record->length);
+        else uncovered_add(log, record->index, record_payload(record), record->length, NULL);
         return;
     }
     buffer_append(&a->bytes, record_payload(record), record->length);
     a->open = more;
     if (more) return;
     note_origins(log, buffer_bytes(&a->bytes), buffer_length(&a->bytes));
+    if (e->machine.protocol != NULL) {
+        machine_apply(e, record->index, buffer_bytes(&a->bytes), buffer_length(&a->bytes));
+        buffer_clear(&a->bytes);
+        buffer_trim(&a->bytes, OWN_BYTES_MIN);
+        return;
+    }
     if (buffer_length(&a->bytes) < OWN_BYTES_MIN) {
         uncovered_add(log, record->index, buffer_bytes(&a->bytes), buffer_length(&a->bytes), NULL);
         buffer_clear(&a->bytes);
@@ -385,6 +392,7 @@ void apply_committed(struct engine *e) {
         }
     }
     if (last == 0) return;
+    if (e->machine.protocol != NULL) machine_applied(e, last);
     replica_applied(e->replica, last);
     e->busy_until_us = e->now_us + 50000;
 }

@@ -66,8 +66,8 @@ void client_accept(struct engine *e, struct source *listener) {
         if (fd < 0) return;
         struct client *c = client_new(e);
         if (c == NULL) {
-            static const char text[] = "-ERR max number of clients reached\r\n";
-            (void)!send(fd, text, sizeof text - 1, MSG_NOSIGNAL);
+            const char *text = e->machine.protocol != NULL ? e->machine.protocol->full : "-ERR max number of clients reached\r\n";
+            (void)!send(fd, text, strlen(text), MSG_NOSIGNAL);
             close(fd);
             continue;
         }
@@ -88,6 +88,7 @@ void client_close(struct engine *e, struct client *c) {
         free(c->verify);
         c->verify = NULL;
     }
+    machine_local_close(e, c);
     buffer_free(&c->in);
     buffer_free(&c->socket.out);
     buffer_free(&c->local);
@@ -127,7 +128,7 @@ void client_answer(struct engine *e, struct client *c, const void *bytes, size_t
 }
 
 /* An answer that this node gives itself: behind those that are still to come. */
-static void answer_local(struct engine *e, struct client *c, struct buffer *answer) {
+void client_answer_local(struct engine *e, struct client *c, struct buffer *answer) {
     size_t length = buffer_length(answer);
     if (length == 0) return;
     if (c->outstanding == 0 && c->releasable == buffer_length(&c->socket.out)) {
@@ -195,6 +196,12 @@ struct client *client_of_verify(struct engine *e, struct source *s) {
     return NULL;
 }
 
+struct client *client_of_local(struct engine *e, struct source *s) {
+    for (uint32_t i = 0; i < e->clients_used; i++)
+        if (e->clients[i].in_use && e->clients[i].local_backend != NULL && &e->clients[i].local_backend->socket->source == s) return &e->clients[i];
+    return NULL;
+}
+
 void client_verify_event(struct engine *e, struct client *c) {
     char line[512];
     ssize_t n = recv(c->verify->source.fd, line, sizeof line, 0);
@@ -211,7 +218,7 @@ void client_verify_event(struct engine *e, struct client *c) {
     buffer_clear(&e->answer);
     if (line[0] == '+') session_verified(&c->session, &e->context, c->verify_hello, &e->answer);
     if (line[0] != '+' || c->verify_hello == 0) buffer_append(&e->answer, line, (size_t)n);
-    answer_local(e, c, &e->answer);
+    client_answer_local(e, c, &e->answer);
     client_want_ready(e, c);
 }
 
@@ -220,7 +227,7 @@ static void client_wait(struct engine *e, struct client *c) {
 }
 
 /* False: it has to wait (no leader, no room, ...). */
-static bool client_submit(struct engine *e, struct client *c, const struct session_decision *d) {
+bool client_submit(struct engine *e, struct client *c, const struct session_decision *d) {
     if (e->handover.waits) return client_wait(e, c), false;
     if (d->verdict == SESSION_OWN) {
         if (!own_request(e, c, d)) return client_wait(e, c), false;
@@ -286,7 +293,7 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
             c->barrier = true;
             return STEP_ON;
         default:
-            answer_local(e, c, &e->answer);
+            client_answer_local(e, c, &e->answer);
             if (d->close) c->leaving = true;
             return STEP_ON;
     }
@@ -322,7 +329,7 @@ static enum step client_request(struct engine *e, struct client *c, const uint8_
 
 static void client_pause(struct engine *e, struct client *c) {
     buffer_clear(&e->answer);
-    if (session_pause(&c->session, &e->answer)) answer_local(e, c, &e->answer);
+    if (session_pause(&c->session, &e->answer)) client_answer_local(e, c, &e->answer);
 }
 
 static void client_bad(struct engine *e, struct client *c) {
@@ -332,10 +339,10 @@ static void client_bad(struct engine *e, struct client *c) {
     buffer_text(&e->answer, "-ERR ");
     buffer_text(&e->answer, c->request.error);
     buffer_text(&e->answer, "\r\n");
-    answer_local(e, c, &e->answer);
+    client_answer_local(e, c, &e->answer);
 }
 
-static bool client_may_go_on(struct engine *e, struct client *c) {
+bool client_may_go_on(struct engine *e, struct client *c) {
     if (!c->in_use || c->unsettled || c->barrier || c->leaving) return false;
     if (c->has_decision) {
         if (!client_submit(e, c, &c->decision)) return false;
@@ -348,6 +355,7 @@ static bool client_may_go_on(struct engine *e, struct client *c) {
 
 /* Takes whole requests from the bytes; returns how many bytes are done with. */
 static size_t client_process(struct engine *e, struct client *c, const uint8_t *bytes, size_t length) {
+    if (e->machine.protocol != NULL) return machine_process(e, c, bytes, length);
     struct resp_limits limits = {e->config.bulk_bytes_max, e->config.client_input_bytes_max, 1 << 16, c->session.authenticated};
     size_t done = 0;
     while (client_may_go_on(e, c)) {
@@ -395,6 +403,7 @@ static void client_interest(struct engine *e, struct client *c) {
 
 static void client_settle(struct engine *e, struct client *c) {
     if (!c->in_use) return;
+    if (c->ended && c->local_backend != NULL && c->local_backend->streams) return client_close(e, c);
     bool idle = c->outstanding == 0 && buffer_length(&c->socket.out) == 0 && !c->queued_flush;
     bool nothing_more = c->leaving || (c->ended && (buffer_length(&c->in) == 0 || !c->queued_ready) && c->waiting_since_us == 0 &&
                                        !c->barrier && !c->has_decision);

@@ -174,10 +174,14 @@ void controls_handle(struct engine *e) {
                 break;
             case CONTROL_LINK: link_add(e, control.peer, control.fd); break;
             case CONTROL_PEER: control_peer(e, &control); break;
-            case CONTROL_RDB: feed_rdb(e, &control); break;
+            case CONTROL_RDB:
+                if (e->machine.protocol != NULL) machine_filled(e, &control);
+                else feed_rdb(e, &control);
+                break;
             case CONTROL_TAIL: claim_tail(e, &control); break;
             case CONTROL_RDB_FAILED:
-                if (!claim_failed(e, control.number)) feed_rdb_failed(e, control.number);
+                if (e->machine.protocol != NULL) machine_copy_failed(e, control.number);
+                else if (!claim_failed(e, control.number)) feed_rdb_failed(e, control.number);
                 break;
             case CONTROL_BACKEND_READY: e->admin.left_alone = false; break;
             case CONTROL_REMOVE: member_remove(e, control.peer); break;
@@ -205,7 +209,7 @@ void status_publish(struct engine *e) {
     s->log_hash = replica_hash(e->replica);
     uint64_t hash;
     replica_applied_point(e->replica, &s->applied, &s->log_position, &hash);
-    s->backend_offset = e->takeover == TAKE_IDLE ? e->feed.acked_offset : e->log.effect_offset;
+    s->backend_offset = e->machine.protocol != NULL ? machine_done(e) : e->takeover == TAKE_IDLE ? e->feed.acked_offset : e->log.effect_offset;
     s->paused = e->log.paused;
     s->heir = e->handover.stage != HANDOVER_NONE ? e->handover.target : REPLICA_NOBODY;
     s->free_bytes = replica_free_bytes(e->replica);

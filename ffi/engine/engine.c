@@ -75,6 +75,11 @@ static void source_event(struct engine *e, struct source *s, uint32_t events) {
         case SOURCE_SHARED: shared_event(e, events); break;
         case SOURCE_STREAM: stream_event(e, events); break;
         case SOURCE_ADMIN: admin_event(e, events); break;
+        case SOURCE_LOCAL: {
+            struct client *c = client_of_local(e, s);
+            if (c != NULL) machine_local_event(e, c);
+            break;
+        }
         case SOURCE_VERIFY: {
             struct client *c = client_of_verify(e, s);
             if (c != NULL) client_verify_event(e, c);
@@ -144,6 +149,7 @@ static void turn(struct engine *e) {
     turn_end(e);
     core_step(e);
     owns_step(e);
+    if (e->machine.protocol != NULL) machine_step(e);
     shared_send(e);
     if (e->takeover != TAKE_IDLE) {
         promptness(e);
@@ -214,8 +220,10 @@ static void tick(struct engine *e, uint64_t interval_us) {
     admin_tick(e);
     stream_tick(e);
     if (e->backend == BACKEND_DIRTY && e->takeover == TAKE_IDLE && replica_damage(e->replica) == REPLICA_SOUND &&
-        link_leader(e) != REPLICA_NOBODY)
-        if (!claim_step(e)) feed_want_rdb(e);
+        link_leader(e) != REPLICA_NOBODY) {
+        if (e->machine.protocol != NULL) machine_want_copy(e);
+        else if (!claim_step(e)) feed_want_rdb(e);
+    }
     e->context.followers = member_count(e) / 2;
     waits_step(e);
     forward_watch(e);
@@ -237,7 +245,8 @@ static uint64_t interval_us(const struct engine *e) {
 static int look_before_sleep(struct engine *e, struct epoll_event *events) {
     static const struct timespec at_once;
     const struct shared *s = &e->shared;
-    bool answer_due = s->roles_in_flight > 0;
+    bool machine = e->machine.protocol != NULL;
+    bool answer_due = machine ? queue_length(&s->expects) > 0 : s->roles_in_flight > 0;
     if (answer_due) e->patience.in_a_row = queue_length(&s->expects) <= 2 ? e->patience.in_a_row + 1 : 0; /* with its ROLE */
     if (e->config.spin_us == 0 || e->patience.in_a_row < PATIENCE_IN_A_ROW || !engine_leads(e)) return 0;
     uint32_t *credit = &e->patience.credit[answer_due];
@@ -368,6 +377,12 @@ struct engine *engine_new(const struct engine_config *config, struct fabric *fab
         free(e);
         return NULL;
     }
+    if (!machine_init(e)) {
+        snprintf(why, why_bytes, "there is no backend protocol %u", config->protocol);
+        replica_free(e->replica);
+        free(e);
+        return NULL;
+    }
     sources_init(e);
     pthread_mutex_init(&e->mutex, NULL);
     e->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -409,6 +424,7 @@ void engine_free(struct engine *e) {
     }
     owns_free(e);
     shared_close(e);
+    machine_free(e);
     stream_close(e);
     admin_close(e);
     feed_stop(e);

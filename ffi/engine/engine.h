@@ -1,6 +1,6 @@
 /*
  * engine.h: one node's data plane: the loop between clients, log, backend and the other nodes. One thread runs it;
- * what the control plane may call from other threads says so. The backend is a Redis here; protocol.h is what differs.
+ * what the control plane may call from other threads says so.
  */
 #ifndef MUSIDECAR_ENGINE_H
 #define MUSIDECAR_ENGINE_H
@@ -18,6 +18,9 @@ struct engine_config {
     uint32_t feed_delay_us;                /* followers feed their backend at least this often */
     uint64_t feed_bytes_max;               /* kept for a backend that lags or is being filled; beyond, it is filled anew */
     uint32_t wait_timeout_us;              /* requests wait this long for a leader, then their connection closes */
+    uint32_t protocol;                     /* the backend's: see machine.c; 0: Redis */
+    uint64_t item_bytes_max;               /* of a backend that has such a limit */
+    uint32_t exact;                        /* see struct protocol_limits */
     uint32_t databases;                    /* of the backend */
     char backend_version[32];              /* as HELLO tells it, e.g. "7.0.15" */
     uint32_t clients_max;
@@ -81,6 +84,12 @@ bool engine_next_event(struct engine *e, struct engine_event *out);
 int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset, uint64_t number);
 /* Any thread. A piece of the stream (copied). */
 int engine_install_tail(struct engine *e, const void *bytes, uint64_t length, uint64_t number);
+/* The same of a backend that does not reveal its effects, which the control plane fills itself: no fd, `bytes` and `offset` are
+ * what engine_points() said at the donor as `given` after the copy was made, and as `done` before it began (at least a of
+ * the event).
+ * Any thread: `done` is the last record whose requests the backend has answered, with all before it; none behind `given` was given to
+ * it. Returns 0 while the backend does not hold the cluster's data, else a number that is another whenever it did not in between. */
+uint64_t engine_points(struct engine *e, uint64_t *done, uint64_t *given);
 /* Any thread: the fetch asked for with this number failed; the engine asks again after a pause. */
 int engine_rdb_failed(struct engine *e, uint64_t number);
 
@@ -112,6 +121,7 @@ struct engine_status {
     uint32_t paused; /* automatic fail-over, as the log has it */
     uint32_t heir; /* to whom this node is handing over; REPLICA_NOBODY: to nobody */
     uint64_t refilled, continued; /* so often the backend was given an RDB; went on from where it was before this life */
+    uint64_t failed; /* logged requests that the own backend did not do, for want of memory: other nodes' may have */
     uint64_t handovers, handover_pause_us; /* done by this node; without acknowledgements in the last one */
     uint64_t takeover_fed_us, takeover_promoted_us, takeover_attached_us, takeover_served_us;
     /* What the log says that the data is: up to effect_offset of the history `replid`; the own backend, while it follows, goes

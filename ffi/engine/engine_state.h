@@ -14,6 +14,7 @@
  *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
  *   wait.c      WAIT                                              engine.c    the object and its loop
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
+ *   machine*.c  backends that do not reveal their effects (machine.h)
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -30,8 +31,12 @@
 #include "engine/frame.h"
 #include "engine/handover.h"
 #include "engine/histogram.h"
+#include "engine/log_state.h"
+#include "engine/machine.h"
 #include "engine/own.h"
 #include "engine/payload.h"
+#include "engine/shared.h"
+#include "engine/source.h"
 #include "engine/wait.h"
 #include "protocols/redis/ask.h"
 #include "protocols/redis/psync.h"
@@ -45,32 +50,6 @@
 #define ANSWER_BYTES_FIRST (64u << 10) /* as large as answers are taken for before one has come */
 #define ANSWER_LARGE_BYTES (1u << 20)
 
-/* ---- things that epoll knows ----------------------------------------------------------------------------------- */
-
-enum source_kind {
-    SOURCE_CLIENT, SOURCE_LISTEN, SOURCE_FEED_LISTEN, SOURCE_FEED, SOURCE_SHARED, SOURCE_STREAM, SOURCE_ADMIN,
-    SOURCE_VERIFY, SOURCE_LINK, SOURCE_FABRIC, SOURCE_CONTROL, SOURCE_OWN, SOURCE_GONE
-};
-
-struct source {
-    enum source_kind kind;
-    int fd; /* -1: closed */
-    uint32_t interest;
-};
-
-/* A stream socket with bytes waiting to leave. */
-struct socket {
-    struct source source;
-    struct buffer out;
-};
-
-/* Where an answer goes. */
-struct destination {
-    uint32_t node; /* self: a client of this node */
-    uint32_t slot, generation;
-    uint64_t sequence;
-    uint32_t session; /* of the link to that node: what came over one is not answered over the next */
-};
 
 struct pending { /* a forwarded request of a follower's client, or a local answer behind one */
     uint64_t sequence;
@@ -85,11 +64,14 @@ struct client {
     uint32_t slot, generation;
     bool in_use, leaving /* once flushed */, ended /* sent EOF */, queued_ready, queued_flush, throttled, barrier;
     bool has_decision;
+    struct local *local_backend; /* a connection to this node's backend; machine_local.c */
     bool has_own, eof_told; /* a connection of its own at the leader; it knows that nothing more comes */
     size_t releasable;      /* bytes of socket.out that may leave */
     uint64_t took;          /* bytes that it took, which the leader has not been told of yet; of a replica */
     struct buffer in;
     struct resp_request request;
+    size_t wanted, scanned; /* bytes before it is worth looking again; that need no second look (machine_client.c) */
+    uint64_t swallow;       /* that are thrown away */
     struct session session;
     struct session_decision decision; /* kept while there is no room for it */
     uint32_t outstanding;   /* requests whose answer has not come */
@@ -105,73 +87,6 @@ struct client {
     bool unsettled;           /* ... has gone: nothing else of this client goes on before they do */
     struct socket *verify;  /* the backend is looking at this client's credentials */
     uint8_t verify_hello;
-};
-
-/* ---- the shared connection and what waits for it ---------------------------------------------------------------- */
-
-enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXPECT_RERUN /* kept for its origin, who will ask */,
-                   EXPECT_DROP /* answered with -BUSY meanwhile */,
-                   EXPECT_AOF, EXPECT_LOAD, EXPECT_LOADED /* load.c */ };
-
-struct expect { /* one request in flight on the shared connection */
-    uint8_t kind;
-    bool reads;
-    bool stands_in;
-    uint8_t loads;     /* enum session_loads */
-    uint8_t view;      /* enum session_view */
-    uint32_t replies, swallow;
-    uint32_t local_bytes;
-    int32_t database_after;
-    uint32_t pause;    /* see enum pause_kind */
-    struct destination to;
-    uint64_t life;     /* not 0: of the node that forwarded this write; the EFFECT tells what it was answered (R1) */
-    uint64_t covered;  /* ROLE: last COMMAND index before it */
-    uint64_t arrivals; /* ROLE: what had come on own connections before it */
-    uint64_t since_ns;
-};
-
-struct segment { /* answer bytes of one destination that one gate lets go */
-    uint32_t node, slot, generation; /* of another node: its link's session stands for the generation */
-    size_t bytes;
-};
-
-struct gate { /* a ROLE that came back: answers before it leave when its effects are committed (R9) */
-    uint64_t offset;
-    uint64_t covered;
-    uint64_t segments;
-    uint64_t kept;         /* answers kept until then: absolute count of bytes */
-    uint64_t effect_index; /* once cut */
-    uint64_t probe;
-    uint64_t since_ns, known_ns; /* its turn began; its ROLE came back */
-    bool cut;
-};
-
-struct staged { /* bytes of shared.out up to `end` may be sent once `index` is committed */
-    uint64_t end, index;
-    uint64_t since_ns;
-};
-
-struct shared {
-    struct socket socket;
-    uint64_t appended, sendable, sent; /* absolute byte counts of socket.out */
-    struct queue staged, expects, segments, gates;
-    uint64_t open_segments;            /* since the last gate */
-    uint32_t roles_in_flight;
-    uint64_t refused_since_us, refused_us; /* writes were refused for want of memory or disk: first and last of them */
-    bool unproven;                     /* something was staged since the last ROLE */
-    int32_t database;                  /* that the connection will be in; -1 unknown */
-    uint8_t protocol;
-    struct resp_reply reply;
-    struct buffer role;                /* the ROLE reply coming in */
-    struct buffer info;                /* the INFO reply coming in (load.c) */
-    bool changed;                      /* a load left other data than the log's */
-    struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
-    struct buffer refusal;             /* an error in the place of a +QUEUED that was given before ... */
-    struct buffer edited;              /* ... and what its EXEC is answered, until it is whole */
-    struct buffer kept;                /* answers that go into the next EFFECT: struct origin_reply, bytes */
-    uint64_t kept_whole, kept_cut;     /* absolute counts of its bytes: whole answers; those in an EFFECT */
-    size_t kept_open;                  /* bytes of the one that is coming in */
-    bool kept_large;                   /* ... and is not kept */
 };
 
 struct stream { /* the backend's replication stream, read as its replica */
@@ -241,46 +156,6 @@ struct link {
     bool queued_flush;
 };
 
-/* ---- what the log says ------------------------------------------------------------------------------------------------ */
-
-struct uncovered { /* a COMMAND record whose effect is in no committed EFFECT */
-    uint64_t index;
-    uint32_t length;
-    bool tried; /* its re-run was logged */
-    bool mine;  /* ... by this leader, now */
-    uint8_t *own; /* the bytes of a large one; NULL: in uncovered_bytes, in order */
-};
-
-struct assembly { bool open; struct buffer bytes; }; /* pieces of a COMMAND so far */
-struct effect_assembly { bool open; struct effect_head head; uint64_t received; struct buffer replies; }; /* the stream's bytes are the feed's */
-
-#define EPOCHS_KEPT 64u
-struct epoch_mark { /* from `start` on, to the next one's, the effects are the history `replid` of this leader's backend */
-    uint64_t start;
-    uint32_t leader, pad;
-    char replid[REPLID_BYTES];
-};
-
-struct log_state { /* what the committed log says; the same on every replica at the same index */
-    uint64_t epoch;             /* 0: no data yet */
-    struct epoch_mark epochs[EPOCHS_KEPT]; /* the last ones, in order */
-    uint32_t epochs_kept;
-    uint64_t epoch_start;
-    char replid[REPLID_BYTES + 1];
-    uint64_t effect_offset;     /* end of the last EFFECT */
-    uint64_t effect_index;
-    struct queue uncovered;     /* struct uncovered */
-    struct buffer uncovered_bytes;
-    struct assembly command;
-    struct effect_assembly effect;
-    bool paused;                /* automatic fail-over */
-    struct origin_table origins; /* requests that came through other nodes */
-    struct buffer settings;     /* u32 length, request; in order: CONFIG SET, ACL SETUSER */
-    struct buffer scripts;      /* u32 length, body; in order */
-    uint64_t *script_hashes;    /* open addressing, 0 empty */
-    uint32_t script_count, script_capacity;
-};
-
 /* ---- take-over --------------------------------------------------------------------------------------------------------- */
 
 enum takeover_stage { TAKE_IDLE, TAKE_FEED, TAKE_PROMOTE, TAKE_ATTACH, TAKE_EPOCH, TAKE_RERUN_LOG, TAKE_RERUN, TAKE_SERVING };
@@ -310,7 +185,8 @@ struct big { /* a request larger than one record, on its way into the log; nothi
     struct expect expect;
     struct buffer bytes; /* the request, taken over from whoever had read it */
     size_t length;
-    uint64_t proposed; /* of entry and bytes together */
+    uint64_t proposed;  /* of entry and bytes together */
+    uint64_t forwarded; /* of the bytes, so many more are the backend's */
 };
 
 struct listener { struct source source; struct listener *next; };
@@ -347,6 +223,7 @@ struct engine {
 
     struct link links[FABRIC_NODES_MAX];
     struct shared shared;
+    struct machine machine;
     struct owns owns;
     struct stream stream;
     struct cut cut;
@@ -428,9 +305,13 @@ void clients_expire(struct engine *e);
 struct client *client_find(struct engine *e, uint32_t slot, uint32_t generation);
 void client_answered(struct engine *e, struct client *c, int32_t database_after, uint8_t reply_type);
 void client_answer(struct engine *e, struct client *c, const void *bytes, size_t length);
+void client_answer_local(struct engine *e, struct client *c, struct buffer *answer); /* given here, behind those that are still to come */
+bool client_may_go_on(struct engine *e, struct client *c);
+bool client_submit(struct engine *e, struct client *c, const struct session_decision *d); /* false: it has to wait */
 void client_verify_event(struct engine *e, struct client *c);
 void client_describe(const struct client *c, struct own_peer *peer);
 struct client *client_of_verify(struct engine *e, struct source *s);
+struct client *client_of_local(struct engine *e, struct source *s);
 
 /* turn.c */
 struct request { /* what travels */
@@ -454,11 +335,18 @@ void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const v
                   const struct expect *expect); /* onto the shared connection, once what was proposed so far is committed */
 void turn_mark(struct engine *e, uint64_t index); /* what is staged may be sent once `index` is committed */
 
+void turn_big(struct engine *e);
+/* Logs `entry` with the bytes behind it and puts the first `forwarded` of them on the shared connection. False: no room now. */
+bool turn_log(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect, size_t forwarded,
+              struct buffer *holder);
+
 /* load.c */
 void load_submit(struct engine *e, const struct request *r);
 void load_replied(struct engine *e, const struct expect *x);
 
 /* shared.c */
+void shared_staged(struct engine *e); /* what is committed may leave */
+void shared_deliver(struct engine *e, const struct expect *x, const void *bytes, size_t length, bool last, uint8_t type);
 bool shared_open(struct engine *e);
 void shared_close(struct engine *e);
 void shared_event(struct engine *e, uint32_t events);
@@ -561,6 +449,7 @@ void config_check_end(struct engine *e, const struct admin_expect *x, const uint
 void config_wrong_end(struct engine *e, const struct admin_expect *x, const uint8_t *text, size_t length);
 
 /* takeover.c */
+bool backend_follows(const struct engine *e); /* its data is the log's, as far as that is committed here, or soon will be */
 void takeover_follow_role(struct engine *e);
 void takeover_step(struct engine *e);
 void takeover_tick(struct engine *e);

@@ -58,9 +58,10 @@ static uint32_t choose(const struct engine *e) {
 
 static void ask_to_catch_up(struct engine *e, bool command) {
     struct handover *h = &e->handover;
+    bool machine = e->machine.protocol != NULL;
     replica_flush_commit(e->replica);
-    link_send(e, h->target, &(struct frame){.type = FRAME_CATCH_UP, .flags = command ? FRAME_LAST : 0,
-                                            .generation = h->attempt, .sequence = e->log.effect_offset}, NULL);
+    link_send(e, h->target, &(struct frame){.type = FRAME_CATCH_UP, .flags = command ? FRAME_LAST : 0, .generation = h->attempt,
+                                            .sequence = machine ? replica_commit(e->replica) : e->log.effect_offset}, NULL);
 }
 
 void handover_begin(struct engine *e, const struct control *c) {
@@ -111,6 +112,7 @@ static bool all_hold(const struct engine *e) {
 static bool nothing_in_flight(const struct engine *e) {
     const struct shared *s = &e->shared;
     if (queue_length(&s->expects) > 0 || queue_length(&s->gates) > 0 || queue_length(&s->staged) > 0) return false;
+    if (e->machine.locked > 0) return false;
     if (s->unproven || e->big.active || e->batch != NULL || e->cut.active) return false;
     if (buffer_length(&e->stream.effects) > 0 || e->log.effect_offset != e->stream.cut_offset) return false;
     if (queue_length(&e->log.uncovered) > 0 || replica_commit(e->replica) != replica_last(e->replica)) return false;
@@ -196,7 +198,8 @@ static void follower_step(struct engine *e) {
     }
     if (!h->asked) return;
     if (e->takeover != TAKE_IDLE) return unask(e); /* it took over before it could be told to: the leader stood still */
-    if (e->backend != BACKEND_FED || !e->feed.streaming) return refuse(e);
+    if (!backend_follows(e)) return refuse(e);
+    if (e->machine.protocol != NULL) return handover_role(e, machine_done(e));
     if (e->log.effect_offset < h->wanted_offset) return;
     if (e->feed.sent_offset < e->feed.end_offset) feed_flush(e);
     admin_ask_role(e);

@@ -175,7 +175,8 @@ static void frame_snapshot(struct engine *e, const struct frame *f, const uint8_
     feed_stop(e);
     replica_install(e->replica, head.index, head.position, head.hash, &head.members, e->now_us);
     if (e->backend != BACKEND_DOWN) backend_set(e, BACKEND_DIRTY);
-    scripts_hand_on(e, true);
+    if (e->machine.protocol != NULL) machine_applied(e, head.index);
+    else scripts_hand_on(e, true);
     engine_log(e, 20, "the log goes on from index %llu by another node's state", (unsigned long long)head.index);
 }
 

@@ -12,7 +12,7 @@ static uint64_t own(const struct engine *e) { return replica_own_incarnation(e->
 
 /* Its word would be good for everything up to now: log, backend. */
 static bool complete(const struct engine *e) {
-    return replica_damage(e->replica) == REPLICA_SOUND && e->backend == BACKEND_FED && e->feed.streaming && e->log.epoch > 0;
+    return replica_damage(e->replica) == REPLICA_SOUND && backend_follows(e) && e->log.epoch > 0;
 }
 
 void member_tick(struct engine *e) {

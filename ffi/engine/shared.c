@@ -34,7 +34,7 @@ static void segment_add(struct engine *e, const struct destination *to, size_t b
 }
 
 /* Part of an answer; `last`: with this it is complete. */
-static void deliver(struct engine *e, const struct expect *x, const void *bytes, size_t length, bool last, uint8_t type) {
+void shared_deliver(struct engine *e, const struct expect *x, const void *bytes, size_t length, bool last, uint8_t type) {
     struct client *client;
     struct buffer *out = held_by(e, &x->to, &client);
     if (out == NULL) return;
@@ -78,7 +78,7 @@ static void keep(struct shared *s, const struct expect *x, const void *bytes, si
 static void deliver_locals(struct engine *e) {
     struct shared *s = &e->shared;
     for (struct expect *x = queue_front(&s->expects); x != NULL && x->kind == EXPECT_LOCAL; x = queue_front(&s->expects)) {
-        deliver(e, x, buffer_bytes(&s->local), x->local_bytes, true, 0);
+        shared_deliver(e, x, buffer_bytes(&s->local), x->local_bytes, true, 0);
         buffer_consume(&s->local, x->local_bytes);
         queue_pop(&s->expects);
     }
@@ -91,7 +91,7 @@ void shared_pass_on(struct engine *e, const struct destination *to, enum arrival
     if (out == NULL) return;
     if (kind <= ARRIVAL_LAST) {
         const struct expect x = {.database_after = database_after, .to = *to};
-        deliver(e, &x, bytes, length, kind == ARRIVAL_LAST, type);
+        shared_deliver(e, &x, bytes, length, kind == ARRIVAL_LAST, type);
         return;
     }
     size_t before = buffer_length(out);
@@ -213,7 +213,7 @@ void shared_busy(struct engine *e) {
 static void pass(struct engine *e, struct expect *x, const void *bytes, size_t length, bool last, uint8_t type) {
     struct shared *s = &e->shared;
     if (x->life != 0 && !s->reply.is_push) keep(s, x, bytes, length, last);
-    if (x->kind == EXPECT_CLIENT || x->kind == EXPECT_LOAD) deliver(e, x, bytes, length, last, type);
+    if (x->kind == EXPECT_CLIENT || x->kind == EXPECT_LOAD) shared_deliver(e, x, bytes, length, last, type);
 }
 
 static bool starts(const struct buffer *b, const char *text) {
@@ -281,6 +281,7 @@ static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) 
 void shared_event(struct engine *e, uint32_t events) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
+    if (e->machine.protocol != NULL) return machine_event(e, events);
     if (events & EPOLLOUT) shared_send(e);
     if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR)) || s->socket.source.fd < 0) return;
     ssize_t n = recv(s->socket.source.fd, e->scratch, SCRATCH_BYTES, 0);
@@ -290,16 +291,22 @@ void shared_event(struct engine *e, uint32_t events) {
     else if (s->changed) backend_changed(e, "what it loaded from its disk is not what it had");
 }
 
-/* Sends what is committed. */
-void shared_send(struct engine *e) {
+void shared_staged(struct engine *e) {
     struct shared *s = &e->shared;
-    if (s->socket.source.fd < 0) return;
     uint64_t commit = replica_commit(e->replica), now_ns = queue_length(&s->staged) > 0 ? clock_ns() : 0;
     for (struct staged *m = queue_front(&s->staged); m != NULL && m->index <= commit; m = queue_front(&s->staged)) {
         s->sendable = m->end;
         if (m->index > 0) histogram_add(&e->stages[STAGE_COMMIT], now_ns - m->since_ns);
+        if (e->machine.protocol != NULL) machine_given(e, m->index);
         queue_pop(&s->staged);
     }
+}
+
+/* Sends what is committed. */
+void shared_send(struct engine *e) {
+    struct shared *s = &e->shared;
+    if (s->socket.source.fd < 0) return;
+    shared_staged(e);
     uint64_t limit = owns_shared_limit(e), until = s->sendable < limit ? s->sendable : limit;
     if (s->sent >= until) return;
     size_t written;
@@ -344,6 +351,7 @@ void gates_release(struct engine *e) {
 bool shared_open(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd >= 0) return true;
+    if (e->machine.protocol != NULL) return machine_open(e);
     int fd = backend_connect(e);
     if (fd < 0) return false;
     s->socket.source.fd = fd;
@@ -382,4 +390,5 @@ void shared_close(struct engine *e) {
     s->roles_in_flight = 0;
     s->refused_us = s->refused_since_us = 0;
     s->unproven = false;
+    if (e->machine.protocol != NULL) machine_closed(e);
 }

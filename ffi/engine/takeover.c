@@ -31,8 +31,12 @@ static bool last_resort(const struct engine *e) {
 
 void engine_update_eligible(struct engine *e) {
     bool first = e->config.seed && e->log.epoch == 0 && e->admin.socket.source.fd >= 0;
-    bool fed = e->backend == BACKEND_FED && e->feed.streaming;
+    bool fed = backend_follows(e);
     replica_set_eligible(e->replica, first || fed || e->backend > BACKEND_FED || last_resort(e));
+}
+
+bool backend_follows(const struct engine *e) {
+    return e->backend == BACKEND_FED && (e->feed.streaming || e->machine.protocol != NULL);
 }
 
 void takeover_tick(struct engine *e) {
@@ -47,9 +51,11 @@ void takeover_tick(struct engine *e) {
 void backend_set(struct engine *e, enum backend_state state) {
     if (state == BACKEND_DIRTY && e->backend >= BACKEND_SYNCING) feed_stop(e);
     if (state == BACKEND_FED) e->feed.stays = false;
+    if (state == BACKEND_DIRTY && e->machine.protocol != NULL) machine_dirty(e);
     bool filled = state == BACKEND_FED && e->backend == BACKEND_SYNCING;
     if (filled) engine_log(e, 20, "the backend holds the cluster's data and follows the log");
     e->backend = state;
+    if (e->machine.protocol != NULL) machine_backend(e);
     if (filled) settings_hand_on(e);
     engine_update_eligible(e);
 }
@@ -62,8 +68,13 @@ static void takeover_end(struct engine *e, enum backend_state state) {
     handover_cancel(e, "this node does not lead any more");
     e->takeover = TAKE_IDLE;
     e->counters.stepdowns++;
-    shared_close(e);
-    stream_close(e);
+    if (e->machine.protocol != NULL) {
+        machine_recede(e);
+        if (state != BACKEND_DOWN) state = BACKEND_FED; /* it has done nothing that is not in the log */
+    } else {
+        shared_close(e);
+        stream_close(e);
+    }
     turn_reset(e);
     owns_drop(e);
     e->client_pause = (struct client_pause){0}; /* it was this leader's */
@@ -88,6 +99,10 @@ void backend_lost(struct engine *e, const char *what) {
     if (!e->feed.stays) feed_stop(e);
     claim_lost(e);
     e->led_replid[0] = 0;
+    if (e->machine.protocol != NULL) {
+        e->feed.stays = false;
+        shared_close(e);
+    }
     admin_close(e);
     backend_set(e, BACKEND_DOWN);
     e->admin.left_alone = true;
@@ -123,6 +138,7 @@ static void takeover_begin(struct engine *e) {
     e->command_index = e->admin_index = e->covered_index = 0;
     e->counters.takeovers++;
     links_depose(e); /* a former leader that merely stands still has its link open */
+    if (e->machine.protocol != NULL) return machine_takeover_begin(e);
     if (e->admin.socket.source.fd < 0) {
         replica_resign(e->replica, e->now_us);
         return;
@@ -274,6 +290,10 @@ void takeover_step(struct engine *e) {
             admin_ask_role(e);
             break;
         case TAKE_EPOCH:
+            if (e->machine.protocol != NULL) {
+                if (e->machine.applied >= e->admin_index && machine_caught_up(e)) serve(e);
+                break;
+            }
             if (replica_commit(e->replica) >= e->admin_index) rerun_log(e);
             break;
         case TAKE_RERUN_LOG:
@@ -303,7 +323,7 @@ void takeover_follow_role(struct engine *e) {
             bool handed_over = handover_completed(e);
             engine_log(e, handed_over ? 20 : 30, "does not lead any more");
             takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
-            if (handed_over) feed_go_on(e, e->handover.offset, e->handover.replid);
+            if (handed_over && e->machine.protocol == NULL) feed_go_on(e, e->handover.offset, e->handover.replid);
         }
     }
     if (role != REPLICA_CANDIDATE) engine_tell(e, ENGINE_ROLE, role, term);

@@ -28,6 +28,7 @@ void turn_seal(struct engine *e) {
     e->command_index = (uint64_t)index;
     e->counters.records++;
     turn_mark(e, (uint64_t)index);
+    if (e->machine.protocol != NULL) machine_sealed(e, (uint64_t)index);
 }
 
 static bool batch_append(struct engine *e, const struct command_entry *entry, const uint8_t *bytes) {
@@ -101,7 +102,9 @@ void turn_forward(struct engine *e, uint32_t database, uint8_t protocol, const v
                   const struct expect *expect) {
     shared_switch(e, database, protocol);
     shared_append(e, bytes, length);
-    *(struct expect *)queue_push(&e->shared.expects) = *expect;
+    struct expect *x = queue_push(&e->shared.expects);
+    *x = *expect;
+    x->end = e->shared.appended;
     e->shared.unproven = true;
 }
 
@@ -153,12 +156,13 @@ static void big_take(struct big *big, const uint8_t *bytes, size_t length, struc
 }
 
 static void big_start(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect,
-                      struct buffer *holder) {
+                      size_t forwarded, struct buffer *holder) {
     turn_seal(e);
     e->big.active = true;
     e->big.entry = *entry;
     e->big.expect = *expect;
     e->big.proposed = 0;
+    e->big.forwarded = forwarded;
     if (entry->flags & COMMAND_FORWARDED) e->big.entry.flags |= COMMAND_ANY_FORWARDED;
     big_take(&e->big, bytes, entry->length, holder);
     shared_switch(e, entry->database, entry->protocol);
@@ -171,7 +175,7 @@ static void big_end(struct engine *e) {
 }
 
 /* Goes on with a request that takes several records. */
-static void big_step(struct engine *e) {
+void turn_big(struct engine *e) {
     struct big *big = &e->big;
     uint32_t most = e->config.replica.piece_bytes_max;
     uint64_t total = sizeof big->entry + big->length;
@@ -194,36 +198,45 @@ static void big_step(struct engine *e) {
         int64_t index = replica_propose_reserved(e->replica, RECORD_COMMAND, last ? 0 : RECORD_MORE, NO_ORIGIN, length);
         if (index <= 0) return;
         e->command_index = (uint64_t)index;
-        shared_append(e, piece, length - head);
+        uint64_t some = length - head < big->forwarded ? length - head : big->forwarded;
+        shared_append(e, piece, (size_t)some);
+        big->forwarded -= some;
         big->proposed += length;
         if (!last) continue;
+        big->expect.end = e->shared.appended;
         *(struct expect *)queue_push(&e->shared.expects) = big->expect;
         e->shared.unproven = true;
         turn_mark(e, (uint64_t)index);
+        if (e->machine.protocol != NULL) machine_sealed(e, (uint64_t)index);
         big_end(e);
     }
 }
 
+bool turn_log(struct engine *e, const struct command_entry *entry, const uint8_t *bytes, const struct expect *expect, size_t forwarded,
+              struct buffer *holder) {
+    if (e->big.active) return e->stalled = true, false;
+    if (sizeof *entry + entry->length > e->config.replica.piece_bytes_max) {
+        big_start(e, entry, bytes, expect, forwarded, holder);
+        return true;
+    }
+    if (!batch_append(e, entry, bytes)) return false;
+    turn_forward(e, entry->database, entry->protocol, bytes, forwarded, expect);
+    return true;
+}
+
 bool turn_submit(struct engine *e, const struct request *r, struct buffer *holder) {
     const struct session_decision *d = r->decision;
-    if (e->big.active) {
-        e->stalled = true;
-        return false;
-    }
+    if (e->big.active) return e->stalled = true, false;
+    if (e->machine.protocol != NULL) return machine_submit(e, r, holder);
     if (d->loads != LOADS_NOTHING) return load_submit(e, r), true;
     struct expect expect = expect_of(e, r);
     if (d->writes) {
         if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
         struct command_entry entry = entry_of(r);
-        if (sizeof entry + d->length > e->config.replica.piece_bytes_max) {
-            big_start(e, &entry, d->bytes, &expect, holder);
-            if (d->loses_database) e->shared.database = -1;
-            if (d->pause != PAUSE_NOTHING) client_pause_sent(e, d->pause);
-            return true;
-        }
-        if (!batch_append(e, &entry, d->bytes)) return false;
+        if (!turn_log(e, &entry, d->bytes, &expect, d->length, holder)) return false;
+    } else {
+        turn_forward(e, r->database, r->protocol, d->bytes, d->length, &expect);
     }
-    turn_forward(e, r->database, r->protocol, d->bytes, d->length, &expect);
     if (d->loses_database) e->shared.database = -1;
     if (d->pause != PAUSE_NOTHING) client_pause_sent(e, d->pause);
     return true;
@@ -246,8 +259,9 @@ void turn_local(struct engine *e, struct destination to, const void *bytes, size
 void turn_end(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
+    if (e->machine.protocol != NULL) return machine_turn_end(e);
     turn_seal(e);
-    if (e->big.active) big_step(e);
+    if (e->big.active) turn_big(e);
     if (!s->unproven || e->big.active) return;
     static const char role[] = ASK_ROLE;
     shared_append(e, role, sizeof role - 1);
