@@ -1,5 +1,6 @@
 /* machine.c: the shared connection of a backend that every node gives the same requests; see machine.h. */
 #include "engine/engine_state.h"
+#include "protocols/memcached/protocol.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -9,7 +10,7 @@
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
 /* By the number that the control plane knows them by. */
-static const struct protocol *const PROTOCOLS[] = {NULL /* Redis: reveals its effects */};
+static const struct protocol *const PROTOCOLS[] = {NULL /* Redis: reveals its effects */, &memcached_protocol};
 
 static const struct protocol *protocol_find(uint32_t number) {
     return number < sizeof PROTOCOLS / sizeof *PROTOCOLS ? PROTOCOLS[number] : NULL;
