@@ -59,6 +59,21 @@ static void setting_done(struct engine *e, const struct admin_expect *x, const v
     admin_settings_log(e);
 }
 
+void admin_setting_add(struct engine *e, const void *request, size_t length) {
+    struct admin *a = &e->admin;
+    if (length + 8 > e->config.replica.piece_bytes_max) {
+        engine_log(e, 40, "a setting of %zu bytes is too large for the log: only the leader's backend has it", length);
+        return;
+    }
+    *(struct admin_answer *)queue_push(&a->done) = (struct admin_answer){.to = {.node = REPLICA_NOBODY}, .request_bytes = (uint32_t)length};
+    buffer_append(&a->logging, request, length);
+}
+
+void admin_settled_add(struct engine *e, uint64_t number) {
+    *(struct admin_answer *)queue_push(&e->admin.done) = (struct admin_answer){.to = {.node = REPLICA_NOBODY}, .settles = number};
+    admin_settings_log(e);
+}
+
 /* Each turn: what is done goes into the log, in order, and is answered once it is committed. */
 void admin_settings_log(struct engine *e) {
     struct admin *a = &e->admin;
@@ -67,6 +82,7 @@ void admin_settings_log(struct engine *e) {
     for (uint64_t i = a->done.head; i < a->done.tail && engine_leads(e); i++) {
         struct admin_answer *d = queue_at(&a->done, i);
         uint64_t kind = ADMIN_RECORD_SETTING;
+        if (d->request_bytes == 0 && d->index == 0) d->index = e->admin_index; /* behind those in front of it */
         uint8_t *payload = d->index == 0 ? replica_reserve(e->replica, RECORD_ADMIN, d->request_bytes + 8) : NULL;
         if (d->index == 0 && payload == NULL) break;
         if (d->index == 0) {
@@ -79,10 +95,12 @@ void admin_settings_log(struct engine *e) {
         bytes += d->request_bytes + d->answer_bytes;
     }
     for (struct admin_answer *d = queue_front(&a->done); d != NULL; d = queue_front(&a->done)) {
-        if (d->index == 0 || d->index > replica_commit(e->replica)) return;
-        admin_answer_client(e, &d->to, buffer_bytes(&a->logging) + d->request_bytes, d->answer_bytes);
-        buffer_consume(&a->logging, d->request_bytes + d->answer_bytes);
+        if ((d->index == 0 && d->request_bytes > 0) || d->index > replica_commit(e->replica)) return;
+        const struct admin_answer done = *d;
         queue_pop(&a->done);
+        if (done.answer_bytes > 0) admin_answer_client(e, &done.to, buffer_bytes(&a->logging) + done.request_bytes, done.answer_bytes);
+        buffer_consume(&a->logging, done.request_bytes + done.answer_bytes);
+        if (done.settles != 0) own_settled(e, done.settles);
     }
 }
 
@@ -234,6 +252,7 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
             else admin_answer_client(e, &x.to, text, length);
             buffer_consume(&a->settings, x.setting_bytes);
             break;
+        case ADMIN_READ: own_setting_read(e, &x, buffer_bytes(bytes), length); break;
         case ADMIN_CHECK: config_check_end(e, &x, buffer_bytes(bytes), length); break;
         case ADMIN_WRONG: config_wrong_end(e, &x, buffer_bytes(bytes), length); break;
     }

@@ -14,7 +14,7 @@
 #include "engine/engine_state.h"
 #include "protocols/redis/session_word.h"
 
-static bool parse(const uint8_t *bytes, size_t length, struct resp_request *request) {
+bool request_parse(const uint8_t *bytes, size_t length, struct resp_request *request) {
     const struct resp_limits limits = {UINT32_MAX, UINT32_MAX, 1 << 16, true};
     resp_request_reset(request);
     return resp_request_feed(request, bytes, length, &limits) == RESP_DONE && !request->is_inline && request->length == length;
@@ -24,7 +24,7 @@ static bool is_config_set(const struct resp_request *request, const uint8_t *byt
     return request->argc >= 4 && word_is(word_at(request, bytes, 0), "config") && word_is(word_at(request, bytes, 1), "set");
 }
 
-static void bulk(struct buffer *out, struct word w) {
+void request_bulk(struct buffer *out, struct word w) {
     char head[32];
     buffer_append(out, head, (size_t)snprintf(head, sizeof head, "$%zu\r\n", w.length));
     buffer_append(out, w.text, w.length);
@@ -33,7 +33,7 @@ static void bulk(struct buffer *out, struct word w) {
 
 bool config_check_begin(struct engine *e, const struct destination *to, const uint8_t *bytes, size_t length) {
     struct resp_request request;
-    if (e->admin.socket.source.fd < 0 || !parse(bytes, length, &request) || !is_config_set(&request, bytes) || session_config_allowed(&request, bytes)) return false;
+    if (e->admin.socket.source.fd < 0 || !request_parse(bytes, length, &request) || !is_config_set(&request, bytes) || session_config_allowed(&request, bytes)) return false;
     struct buffer ask = {0};
     char head[32];
     uint64_t kept = 0;
@@ -41,7 +41,7 @@ bool config_check_begin(struct engine *e, const struct destination *to, const ui
     buffer_append(&ask, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)kept + 2));
     buffer_text(&ask, "$6\r\n" OUR_CONFIG "\r\n$3\r\nGET\r\n");
     for (uint64_t i = 2; i < request.argc; i += 2)
-        if (!session_config_settable(&request, bytes, i)) bulk(&ask, word_at(&request, bytes, i));
+        if (!session_config_settable(&request, bytes, i)) request_bulk(&ask, word_at(&request, bytes, i));
     buffer_append(&e->admin.checks, bytes, length);
     admin_queue(e, (struct admin_expect){ADMIN_CHECK, *to, (uint32_t)length}, buffer_bytes(&ask), buffer_length(&ask));
     buffer_free(&ask);
@@ -68,15 +68,15 @@ static void append_settable(struct buffer *out, const struct resp_request *reque
     buffer_text(out, "$6\r\nCONFIG\r\n$3\r\nSET\r\n");
     for (uint64_t i = 2; i + 1 < request->argc; i += 2) {
         if (!session_config_settable(request, bytes, i)) continue;
-        bulk(out, word_at(request, bytes, i));
-        bulk(out, word_at(request, bytes, i + 1));
+        request_bulk(out, word_at(request, bytes, i));
+        request_bulk(out, word_at(request, bytes, i + 1));
     }
 }
 
 static void take(struct buffer *checks, size_t length, struct buffer *out, struct resp_request *request) {
     buffer_append(out, buffer_bytes(checks), length);
     buffer_consume(checks, length);
-    CHECK(parse(buffer_bytes(out), length, request));
+    CHECK(request_parse(buffer_bytes(out), length, request));
 }
 
 #define WRONG "hz" /* has no value "x" */
@@ -87,10 +87,10 @@ static bool append_wrong(struct buffer *out, const struct resp_request *request,
     buffer_append(out, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)request->argc + 2));
     for (uint64_t i = 0; i < request->argc; i++) {
         if (i % 2 == 0 && word_is(word_at(request, bytes, i), WRONG)) return false;
-        bulk(out, word_at(request, bytes, i));
+        request_bulk(out, word_at(request, bytes, i));
     }
-    bulk(out, (struct word){WRONG, strlen(WRONG)});
-    bulk(out, (struct word){"x", 1});
+    request_bulk(out, (struct word){WRONG, strlen(WRONG)});
+    request_bulk(out, (struct word){"x", 1});
     return true;
 }
 
@@ -122,7 +122,7 @@ void config_check_end(struct engine *e, const struct admin_expect *x, const uint
     struct buffer held = {0}, more = {0}, refusal = {0};
     take(&e->admin.checks, x->setting_bytes, &held, &request);
     const uint8_t *bytes = buffer_bytes(&held);
-    bool known = length > 4 && text[0] == '*' && parse(text, length, &answer); /* "*0": none of them is a parameter */
+    bool known = length > 4 && text[0] == '*' && request_parse(text, length, &answer); /* "*0": none of them is a parameter */
     uint64_t differing = 0;
     for (uint64_t i = 2; known && differing == 0 && i + 1 < request.argc; i += 2)
         if (!session_config_settable(&request, bytes, i) && differs(&answer, text, word_at(&request, bytes, i), word_at(&request, bytes, i + 1)))

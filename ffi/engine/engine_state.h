@@ -12,6 +12,7 @@
  *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
  *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
  *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
+ *   own_setting.c  CONFIG SET and ACL changes there
  *   wait.c      WAIT                                              engine.c    the object and its loop
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   machine*.c  backends that do not reveal their effects (machine.h)
@@ -34,6 +35,7 @@
 #include "engine/log_state.h"
 #include "engine/machine.h"
 #include "engine/own.h"
+#include "engine/own_setting.h"
 #include "engine/payload.h"
 #include "engine/shared.h"
 #include "engine/source.h"
@@ -128,9 +130,13 @@ struct feed {
 
 /* ---- admin connection -------------------------------------------------------------------------------------------- */
 
-enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_CLIENT, ADMIN_CHECK, ADMIN_WRONG };
-struct admin_expect { enum admin_kind kind; struct destination to; uint32_t setting_bytes; /* of admin.settings, to be logged if it is done; CHECK, WRONG: of admin.checks */ };
-struct admin_answer { struct destination to; uint64_t index; uint32_t request_bytes, answer_bytes; }; /* index: 0, not logged yet */
+enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_READ, ADMIN_CLIENT, ADMIN_CHECK, ADMIN_WRONG };
+struct admin_expect { enum admin_kind kind; struct destination to; uint32_t setting_bytes; /* of admin.settings, to be logged if it is done; READ, CHECK, WRONG: of admin.checks */ };
+struct admin_answer { /* index: 0, not logged yet; settles: not 0, the own connection whose answer waited for those before it */
+    struct destination to;
+    uint64_t index, settles;
+    uint32_t request_bytes, answer_bytes;
+};
 struct admin {
     struct socket socket;
     struct queue expects;
@@ -371,6 +377,7 @@ void owns_end(struct engine *e, uint32_t node); /* REPLICA_NOBODY: of all */
 void owns_drop(struct engine *e);
 void own_event(struct engine *e, struct source *source, uint32_t events);
 void own_send(struct engine *e, struct own *own);
+void own_settled(struct engine *e, uint64_t number); /* its answer need not wait any more */
 bool own_submit(struct engine *e, const struct destination *to, const struct session_decision *d);
 void own_eof(struct engine *e, const struct destination *to);
 void own_close(struct engine *e, const struct destination *to);
@@ -439,10 +446,15 @@ void admin_queue(struct engine *e, struct admin_expect expect, const void *bytes
 void admin_answer_client(struct engine *e, const struct destination *to, const void *bytes, size_t length);
 void admin_settings_log(struct engine *e);
 void admin_settings_drop(struct engine *e);
+void admin_setting_add(struct engine *e, const void *request, size_t length); /* done here: to be logged; nobody is answered */
+void admin_settled_add(struct engine *e, uint64_t number); /* own_settled() once what was added before is committed */
 void admin_ask_role(struct engine *e);
 void busy_set(struct engine *e, bool busy);
 
 /* config_check.c */
+struct word;
+bool request_parse(const uint8_t *bytes, size_t length, struct resp_request *request); /* false: it is not one, in array form */
+void request_bulk(struct buffer *out, struct word w);
 /* True: it is a CONFIG SET of what the sidecar keeps, and the backend is asked whether that would change anything. */
 bool config_check_begin(struct engine *e, const struct destination *to, const uint8_t *bytes, size_t length);
 void config_check_end(struct engine *e, const struct admin_expect *x, const uint8_t *text, size_t length);

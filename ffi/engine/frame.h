@@ -53,6 +53,7 @@ struct frame {
     uint32_t unanswered; /* ... see struct origin */
     uint32_t pause;      /* ... see enum pause_kind */
     uint32_t loads, view; /* ... enum session_loads, enum session_view */
+    uint32_t sets, pad;  /* OWN_REQUEST: enum session_sets; script_offset is what was added */
 };
 
 struct frame_limits {

@@ -11,7 +11,9 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t view; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t view, sets; uint32_t named; };
+
+struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; int32_t database_after; };
 
 struct own {
     struct socket socket;
@@ -27,6 +29,11 @@ struct own {
     struct own_peer peer;
     size_t unseen; /* bytes of answers in front of this one that its client is not given */
     struct buffer edited; /* an answer that is not passed on as it comes, so far */
+    uint64_t number;      /* of all there were */
+    struct own_settings settings;
+    struct arrival held;  /* an answer that waits for the log, in `edited` */
+    struct buffer rest;   /* what came behind an answer that waits for the log */
+    bool orphan;          /* its client has gone; what was sent for it may still change settings */
     uint64_t sync_at; /* as `sent`: here it asks to be a replica; 0: it does not */
     struct own_replica *replica; /* it has asked */
 };
@@ -36,7 +43,6 @@ struct own_staged {
     uint64_t end, index, probe, shared;
     uint64_t behind; /* shared.expects: those in front of this one are answered first */
 };
-struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; int32_t database_after; };
 
 /* ---- the table ------------------------------------------------------------------------------------------------------ */
 
@@ -75,16 +81,28 @@ static void own_free(struct engine *e, struct own *own) {
         if (x->pause != PAUSE_NOTHING) client_pause_answered(e, x->pause, 0);
         queue_pop(&own->expects);
     }
-    *place_of(e, own->to.node, own->to.slot) = NULL;
+    if (!own->orphan) *place_of(e, own->to.node, own->to.slot) = NULL;
     if (own->previous != NULL) own->previous->next = own->next;
     else e->owns.first = own->next;
     if (own->next != NULL) own->next->previous = own->previous;
     buffer_free(&own->socket.out);
     buffer_free(&own->edited);
+    buffer_free(&own->rest);
+    own_setting_free(&own->settings);
     queue_free(&own->expects);
     own->socket.source.kind = SOURCE_GONE; /* an event of this turn may still name it */
     own->next = e->owns.dead;
     e->owns.dead = own;
+}
+
+/* Its client has no use for it any more. What the backend was sent it may do all the same, until it has closed it, too. */
+static void own_leave(struct engine *e, struct own *own) {
+    if (own->orphan || buffer_length(&own->settings.named) == 0) return own_free(e, own);
+    *place_of(e, own->to.node, own->to.slot) = NULL;
+    own->orphan = true;
+    buffer_clear(&own->socket.out);
+    own->appended = own->sendable = own->sent;
+    shutdown(own->socket.source.fd, SHUT_WR);
 }
 
 /* At the end of a turn: no event names them any more. */
@@ -99,13 +117,14 @@ void owns_bury(struct engine *e) {
 static struct own *own_open(struct engine *e, const struct destination *to, bool as_default) {
     struct own **place = place_of(e, to->node, to->slot);
     if (place == NULL) return NULL;
-    if (*place != NULL) own_free(e, *place); /* a former client's */
+    if (*place != NULL) own_leave(e, *place); /* a former client's */
     int fd = backend_connect(e);
     if (fd < 0) return NULL;
     struct own *own = calloc(1, sizeof *own);
     CHECK(own != NULL);
     own->socket.source = (struct source){.kind = SOURCE_OWN, .fd = fd};
     own->to = *to;
+    own->number = ++e->owns.opened;
     queue_init(&own->expects, sizeof(struct own_expect), 8);
     own->whole = true;
     resp_reply_reset(&own->reply);
@@ -128,6 +147,7 @@ static struct own *own_open(struct engine *e, const struct destination *to, bool
 
 static void arrive(struct engine *e, const struct own *own, const struct arrival *a, const void *bytes) {
     struct owns *o = &e->owns;
+    if (own->orphan) return;
     struct arrival *last = queue_back(&o->arrivals);
     bool fresh = queue_length(&o->arrivals) > 0 && o->arrivals.tail - 1 >= o->sealed;
     bool goes_on = fresh && last->bytes + a->bytes <= PUSH_BYTES_MAX && last->kind == ARRIVAL_PUSH && a->kind == ARRIVAL_PUSH && last->to.node == own->to.node &&
@@ -140,7 +160,13 @@ static void arrive(struct engine *e, const struct own *own, const struct arrival
 
 static void own_end(struct engine *e, struct own *own) {
     arrive(e, own, &(struct arrival){.to = own->to, .kind = ARRIVAL_END}, NULL);
-    own_free(e, own);
+    own_leave(e, own);
+}
+
+/* The backend has closed it. */
+static void own_broken(struct engine *e, struct own *own) {
+    own_setting_lost(e, &own->settings);
+    own_end(e, own);
 }
 
 /* A line of MONITOR about what the sidecar itself asks. */
@@ -176,7 +202,12 @@ static void own_edit(struct engine *e, struct own *own, const struct own_expect 
     }
     if (x->lists) own_list(e, own, x->added);
     else if (x->view != VIEW_PLAIN) view_edit(e, x->view, &own->edited);
-    else stand_in_edit(&own->edited);
+    else if (x->stands_in) stand_in_edit(&own->edited);
+    if (x->sets != SETS_NOTHING && own_setting_answered(e, &own->settings, x->sets, x->named, buffer_bytes(&own->edited),
+                                                        buffer_length(&own->edited), own->number)) {
+        own->held = a;
+        return;
+    }
     a.bytes = buffer_length(&own->edited);
     a.type = *buffer_bytes(&own->edited);
     arrive(e, own, &a, buffer_bytes(&own->edited));
@@ -202,6 +233,10 @@ static void own_reset(struct engine *e, struct own *own, const uint8_t *bytes, s
     buffer_clear(&own->edited);
 }
 
+static bool is_edited(const struct own_expect *x) {
+    return x->stands_in || x->lists || x->sets != SETS_NOTHING || (x->view != VIEW_PLAIN && x->replies == 1);
+}
+
 static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
     if (own->replica != NULL) {
         struct arrival a = {.to = own->to, .bytes = length, .kind = ARRIVAL_PUSH, .database_after = -1};
@@ -210,6 +245,7 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         return true;
     }
     while (length > 0) {
+        if (own->settings.waits) return buffer_append(&own->rest, bytes, length), true;
         struct own_expect *x = queue_front(&own->expects);
         enum resp_status status;
         size_t used = resp_reply_feed(&own->reply, bytes, length, &status);
@@ -225,7 +261,7 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         counted = counted && !resets;
         bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
         if (resets) own_reset(e, own, bytes, used, done);
-        else if (counted && (x->asks_id || (shown && (x->stands_in || x->lists || (x->view != VIEW_PLAIN && x->replies == 1))))) own_edit(e, own, x, a, bytes, done);
+        else if (counted && (x->asks_id || (shown && is_edited(x)))) own_edit(e, own, x, a, bytes, done);
         else if (shown) arrive(e, own, &a, bytes);
         own->whole = done;
         own->unseen = !shown ? own->unseen + used : done ? 0 : own->unseen;
@@ -245,7 +281,7 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
 
 /* Does nobody take what it says? Then it is not read from: the backend has limits of its own. */
 static bool own_held_up(struct engine *e, const struct own *own) {
-    if (buffer_length(&e->owns.arrived) > ARRIVED_BYTES_MAX) return true;
+    if (own->settings.waits || buffer_length(&e->owns.arrived) > ARRIVED_BYTES_MAX) return true;
     if (own->replica != NULL && own->replica->untaken > own_replica_window(e->config.client_output_bytes_max)) return true;
     struct client *c = own->to.node == e->self ? client_find(e, own->to.slot, own->to.generation) : NULL;
     size_t waiting = c != NULL ? buffer_length(&c->socket.out) : own->to.node != e->self ? buffer_length(&e->links[own->to.node].socket.out) : 0;
@@ -260,7 +296,7 @@ void own_event(struct engine *e, struct source *source, uint32_t events) {
     ssize_t n = recv(source->fd, e->scratch, SCRATCH_BYTES, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0 || !own_bytes(e, own, e->scratch, (size_t)n)) {
-        own_end(e, own);
+        own_broken(e, own);
         return;
     }
     if (own->sync_at > 0 && own->replica == NULL) own_send(e, own); /* the last answer before it may have come */
@@ -283,6 +319,22 @@ static void own_goes_on(struct engine *e, struct own *own) {
     own->paused = false;
     e->owns.paused--;
     source_watch(e, &own->socket.source, own->socket.source.interest | (uint32_t)EPOLLIN);
+}
+
+void own_settled(struct engine *e, uint64_t number) {
+    struct own *own = e->owns.first;
+    while (own != NULL && own->number != number) own = own->next;
+    if (own == NULL) return;
+    struct arrival a = own->held;
+    struct buffer rest = own->rest;
+    own->rest = (struct buffer){0};
+    own->settings.waits = false;
+    a.bytes = buffer_length(&own->edited);
+    arrive(e, own, &a, buffer_bytes(&own->edited));
+    buffer_clear(&own->edited);
+    if (own_bytes(e, own, buffer_bytes(&rest), buffer_length(&rest))) own_goes_on(e, own);
+    else own_broken(e, own);
+    buffer_free(&rest);
 }
 
 /* The backend keeps for a replica what it does not take, without a limit (R8): here is one. */
@@ -328,7 +380,7 @@ void own_send(struct engine *e, struct own *own) {
     bool waits = own->sync_at > 0 && own->replica == NULL && queue_length(&own->expects) > 0;
     if (waits && until > own->sync_at) until = own->sync_at; /* the backend refuses it in front of answers that it owes */
     if (!socket_flush(e, &own->socket, until - own->sent, &written)) {
-        own_end(e, own);
+        own_broken(e, own);
         return;
     }
     own->sent += written;
@@ -395,9 +447,11 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     if (d->syncs && own->replica == NULL) own->sync_at = own->appended > 0 ? own->appended : 1;
     buffer_append(&own->socket.out, d->bytes, d->length);
     own->appended += d->length;
+    uint32_t named = own_setting_staged(&own->settings, d);
     if (d->replies > 0)
         *(struct own_expect *)queue_push(&own->expects) =
-            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, (uint8_t)d->view};
+            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, (uint8_t)d->view,
+                                d->sets < SETS_QUEUED ? (uint8_t)d->sets : SETS_NOTHING, named};
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,
@@ -473,14 +527,14 @@ void own_eof(struct engine *e, const struct destination *to) {
 void own_close(struct engine *e, const struct destination *to) {
     waits_close(e, to);
     struct own *own = own_find(e, to->node, to->slot, to->generation);
-    if (own != NULL) own_free(e, own);
+    if (own != NULL) own_leave(e, own);
 }
 
 /* The clients of that node, or of all, are told that it is over. */
 void owns_end(struct engine *e, uint32_t node) {
     for (struct own *own = e->owns.first, *next; own != NULL; own = next) {
         next = own->next;
-        if (node == REPLICA_NOBODY || own->to.node == node) own_end(e, own);
+        if (!own->orphan && (node == REPLICA_NOBODY || own->to.node == node)) own_end(e, own);
     }
 }
 
@@ -523,8 +577,8 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) | (d->resets ? FRAME_RESETS : 0) |
                               (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
-                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow, .view = d->view,
-                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : d->lists ? d->added : 0,
+                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow, .view = d->view, .sets = d->sets,
+                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : d->lists || d->sets ? d->added : 0,
                           .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term, .pause = d->pause};
     bool described = c->described_term == frame.term;
     c->sent_term = c->described_term = frame.term;
@@ -622,7 +676,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
                                  .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS, .resets = f->flags & FRAME_RESETS,
-                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause, .view = f->view};
+                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause, .view = f->view, .sets = f->sets};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;
     return true;

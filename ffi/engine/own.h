@@ -31,6 +31,7 @@ struct owns {
     uint64_t sealed;       /* absolute count of arrivals that a ROLE was sent behind */
     struct own *dead;      /* freed at the end of the turn */
     bool unprobed;         /* something was staged since the last probe */
+    uint64_t opened;       /* so many there have been */
     uint32_t replicas;     /* so many are clients' that are replicas */
     uint64_t looked_us;    /* ... and when they were looked at */
     uint32_t paused;       /* so many are not read from, as nobody takes what they say */

@@ -385,7 +385,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         if (!s->multi_broken) s->multi_pause = session_pause_join(s->multi_pause, session_pause_append(request, bytes, &s->block));
         return multi_answer(s, more, answer, "+QUEUED\r\n");
     }
-    bool on_own = info->way == WAY_OWN || info->way == WAY_SESSION || (info->way != WAY_REFUSE && info->way != WAY_ADMIN && carried);
+    bool admin = info->way == WAY_ADMIN && (!session_travels(info) || session_sets(info, request, bytes));
+    bool on_own = info->way == WAY_OWN || info->way == WAY_SESSION || admin || (info->way != WAY_REFUSE && carried);
     if ((!carried || !info->in_multi) && on_own && !session_refuses(context, info, request, bytes)) {
         s->multi_commands--;
         if (!s->multi_broken) return session_own_enter(s, info, request, bytes);
@@ -470,7 +471,7 @@ static struct session_decision step_debug(const struct session *s, const struct 
 static struct session_decision step_admin(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
     struct session_decision d = submit(request, bytes, false);
     d.verdict = SESSION_ADMIN;
-    d.travels = info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE;
+    d.travels = session_travels(info);
     return d;
 }
 

@@ -65,6 +65,8 @@ struct session {
     enum session_own own;
     bool replica;             /* the backend takes its connection for a replica's */
     bool own_multi, own_watch, own_stays; /* what the backend keeps for it */
+    uint32_t own_queued;      /* in the open transaction there, so many commands */
+    bool own_sets;            /* ... one of which is a setting's */
     bool replicates;          /* RAW, and to the end */
     bool other_user;          /* the backend checks what it may do */
     bool login, login_before; /* credentials are on their way on the own connection; other_user if they are refused */
@@ -86,6 +88,16 @@ enum session_verdict {
     SESSION_OWN = 5,     /* travels on the client's own connection */
     SESSION_WAIT = 6     /* nothing was done: once it is quiet, this request again */
 };
+
+/* On an own connection, a request that changes what every node's backend must have (CONFIG SET, ACL SETUSER ...): the
+ * backend's answer tells the leader's engine whether it was done. In a transaction EXEC's answer does, element by element. */
+enum session_sets {
+    SETS_NOTHING = 0,
+    SETS_NOW = 1,    /* its own answer tells */
+    SETS_EXEC = 2,   /* this is the EXEC of a transaction with such requests */
+    SETS_QUEUED = 4  /* + 2 n: the n-th command of a transaction, from 0 ... */
+};
+#define SETS_FIRST 1u /* ... and the first of these requests in it */
 
 /* What a request puts in the place of the backend's data. */
 enum session_loads { LOADS_NOTHING = 0, LOADS_RDB = 1 /* what it saves first */, LOADS_AOF = 2 };
@@ -123,7 +135,8 @@ struct session_decision {
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
     bool resets;                /* OWN: answers are counted again from the one that is +RESET on */
     bool lists;                 /* OWN: CLIENT LIST or INFO, whose answer shows the sidecar's connections ... */
-    uint32_t added;             /* ... and, with it, bytes in front of the request that its client has not sent */
+    uint32_t added;             /* ... and, with it or `sets`, bytes in front of the request that its client has not sent */
+    uint32_t sets;              /* OWN: see enum session_sets */
     uint32_t pause;             /* once it is done clients are paused, or not any more: see enum pause_kind */
     /* VERIFY by HELLO: what to set once verified */
     uint8_t hello_protocol;     /* 0: plain AUTH */
@@ -183,6 +196,9 @@ bool session_pauses(const struct command_info *info, const struct resp_request *
 uint32_t session_pause_append(const struct resp_request *request, const uint8_t *bytes, struct buffer *out);
 /* Two of one transaction as one. */
 uint32_t session_pause_join(uint32_t first, uint32_t second);
+/* CONFIG SET of what is not kept, ACL SETUSER ...: what is done at the leader is done on every node. */
+bool session_travels(const struct command_info *info);
+bool session_sets(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
 /* CONFIG SET of nothing but what may differ between clusters, and not between nodes. */
 bool session_config_allowed(const struct resp_request *request, const uint8_t *bytes);
 /* ... its argument i, with the value behind it. */

@@ -144,6 +144,12 @@ bool session_config_allowed(const struct resp_request *request, const uint8_t *b
     return true;
 }
 
+bool session_travels(const struct command_info *info) { return info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE; }
+
+bool session_sets(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    return info->action == ACTION_ACL_CHANGE || (info->action == ACTION_CONFIG_SET && session_config_allowed(request, bytes));
+}
+
 const char *session_config_name(uint32_t i) { return i < sizeof CONFIG_ALLOWED / sizeof *CONFIG_ALLOWED ? CONFIG_ALLOWED[i] : NULL; }
 
 const char *session_debug_name(uint32_t i) { return i < sizeof DEBUG_ALLOWED / sizeof *DEBUG_ALLOWED ? DEBUG_ALLOWED[i] : NULL; }
@@ -228,13 +234,15 @@ void session_login_answered(struct session *s, bool refused) {
 }
 
 static void transaction_begins(struct session *s) {
-    s->multi_secrets = false;
+    s->own_queued = 0;
+    s->own_sets = s->multi_secrets = false;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
 }
 
 static void transaction_ends(struct session *s) {
-    s->own_multi = s->own_watch = s->multi_secrets = false;
+    s->own_multi = s->own_watch = s->own_sets = s->multi_secrets = false;
+    s->own_queued = 0;
     s->multi_database = -1;
     s->multi_pause = PAUSE_NOTHING;
 }
@@ -312,6 +320,12 @@ static bool lists_clients(const struct command_info *info, const struct resp_req
     return word_is(word_at(request, bytes, 1), "list") || word_is(word_at(request, bytes, 1), "info");
 }
 
+static uint32_t queue_setting(struct session *s) {
+    uint32_t sets = SETS_QUEUED + 2 * s->own_queued + (s->own_sets ? 0 : SETS_FIRST);
+    s->own_sets = true;
+    return sets;
+}
+
 struct session_decision session_own_enter(struct session *s, const struct command_info *info, const struct resp_request *request,
                                           const uint8_t *bytes) {
     if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
@@ -320,6 +334,8 @@ struct session_decision session_own_enter(struct session *s, const struct comman
     buffer_clear(&s->deferred); /* the backend's own answers take the place of what was in it */
     uint32_t swallow = append_state(s, &s->deferred), replies = swallow + 1;
     s->own_multi = s->in_multi;
+    s->own_sets = false;
+    s->own_queued = s->in_multi ? s->multi_commands - 1 : 0; /* without MULTI itself */
     if (s->in_multi) {
         buffer_append(&s->deferred, buffer_bytes(&s->block), buffer_length(&s->block));
         replies += s->multi_commands;
@@ -339,8 +355,11 @@ struct session_decision session_own_enter(struct session *s, const struct comman
     if (!raw && !s->own_multi) replies = swallow + count_answers(s, info, request, bytes, 1);
     s->reply_skip = s->skip_next;
     s->skip_next = false;
+    uint32_t sets = s->own_multi && session_sets(info, request, bytes) ? queue_setting(s) : SETS_NOTHING;
+    if (s->own_multi) s->own_queued++;
     note(s, NULL, info, request, bytes);
     return (struct session_decision){.verdict = SESSION_OWN,
+                                     .sets = sets,
                                      .bytes = buffer_bytes(&s->block),
                                      .length = buffer_length(&s->block),
                                      .writes = true,
@@ -395,9 +414,14 @@ static struct session_decision own_wait(struct session *s, const struct session_
 
 static struct session_decision own_admin(struct session *s, const struct command_info *info, const struct resp_request *request,
                                          const uint8_t *bytes) {
-    bool travels = info->action == ACTION_CONFIG_SET || info->action == ACTION_ACL_CHANGE;
-    if (!travels) return own(s, bytes, request->length); /* SCRIPT KILL: nobody's script is in front of it here */
-    if (s->own != OWN_COUNTED || s->own_multi || s->other_user || s->reply_off) return refused(s, info);
+    if (!session_travels(info)) return own(s, bytes, request->length); /* SCRIPT KILL: nobody's script is in front of it here */
+    bool here = s->own_multi || s->other_user; /* its answer tells whether it was done: there must be one */
+    if (s->own != OWN_COUNTED || s->reply_off || s->reply_skip || (here && !session_sets(info, request, bytes))) return refused(s, info);
+    if (here) {
+        struct session_decision d = own(s, bytes, request->length);
+        d.sets = s->own_multi ? queue_setting(s) : SETS_NOW;
+        return d;
+    }
     if (!s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
     return (struct session_decision){.verdict = SESSION_ADMIN, .bytes = bytes, .length = request->length, .replies = 1,
                                      .travels = true, .database_after = -1};
@@ -477,6 +501,7 @@ static struct session_decision step(struct session *s, const struct session_cont
     d.lists = d.replies == 1 && !s->own_multi && lists_clients(info, request, bytes);
     if (info->action == ACTION_EXEC) d.database_after = s->multi_database;
     if (info->action == ACTION_EXEC && d.replies > 0) d.pause = s->multi_pause;
+    if (info->action == ACTION_EXEC && d.replies > 0 && s->own_sets) d.sets = SETS_EXEC;
     note(s, context, info, request, bytes);
     uint64_t body = info->action == ACTION_EVAL ? 1 : info->action == ACTION_SCRIPT_LOAD ? 2 : 0;
     if (body > 0 && request->argc > body && !s->other_user) { /* another user's may be refused: not to be logged */
@@ -488,10 +513,18 @@ static struct session_decision step(struct session *s, const struct session_cont
     return d;
 }
 
+/* Inside MULTI, too. */
+static bool is_done_at_once(const struct command_info *info) {
+    static const uint8_t actions[] = {ACTION_MULTI, ACTION_EXEC, ACTION_DISCARD, ACTION_WATCH, ACTION_RESET, ACTION_QUIT};
+    return memchr(actions, info->action, sizeof actions) != NULL;
+}
+
 struct session_decision session_own_step(struct session *s, const struct session_context *context, const struct command_info *info,
                                          const struct resp_request *request, const uint8_t *bytes) {
+    bool queues = s->own_multi && info != NULL && !is_done_at_once(info);
     struct session_decision d = step(s, context, info, request, bytes);
     if (d.verdict == SESSION_WAIT) return d;
+    if (queues) s->own_queued++;
     s->reply_skip = s->skip_next; /* it is for the next request */
     s->skip_next = false;
     return d;
