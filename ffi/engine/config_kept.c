@@ -31,13 +31,6 @@ static bool size_read(struct word w, uint64_t *bytes) {
     return false;
 }
 
-static void bulk(struct buffer *out, struct word w) {
-    char head[32];
-    buffer_append(out, head, (size_t)snprintf(head, sizeof head, "$%zu\r\n", w.length));
-    buffer_append(out, w.text, w.length);
-    buffer_text(out, "\r\n");
-}
-
 /* CONFIG SET? */
 static bool parse(const uint8_t *bytes, size_t length, struct resp_request *request) {
     const struct resp_limits limits = {UINT32_MAX, UINT32_MAX, 1 << 16, true};
@@ -70,7 +63,7 @@ bool config_kept_translate(const struct engine *e, const uint8_t *bytes, size_t 
     buffer_append(out, text, (size_t)snprintf(text, sizeof text, "*%llu\r\n", (unsigned long long)request.argc));
     for (uint64_t i = 0; i < request.argc; i++) {
         enum kept of = i >= 3 && i % 2 == 1 ? kept_of(word_at(&request, bytes, i - 1)) : KEPT_NOT;
-        bulk(out, translated(e, of, word_at(&request, bytes, i), text, sizeof text));
+        request_bulk(out, translated(e, of, word_at(&request, bytes, i), text, sizeof text));
     }
     return true;
 }
@@ -93,6 +86,8 @@ static bool logged(const struct engine *e, struct word name, struct buffer *out)
     }
     return false;
 }
+
+bool config_kept_knows(const char *name, size_t length) { return kept_of((struct word){name, length}) != KEPT_NOT; }
 
 bool config_kept_value(const struct engine *e, const char *name, size_t length, struct buffer *out) {
     enum kept kept = kept_of((struct word){name, length});

@@ -12,7 +12,7 @@
  *   client_pause.c  CLIENT PAUSE                                 config_check.c  CONFIG SET of what the sidecar keeps
  *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
  *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
- *   own_setting.c  CONFIG SET and ACL changes there
+ *   own_setting.c  CONFIG SET and ACL changes there               own_client.c   ... at the client's node
  *   wait.c      WAIT                                              engine.c    the object and its loop
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   machine*.c  backends that do not reveal their effects (machine.h)
@@ -383,6 +383,8 @@ void own_eof(struct engine *e, const struct destination *to);
 void own_close(struct engine *e, const struct destination *to);
 bool own_request(struct engine *e, struct client *c, const struct session_decision *d);
 void own_took(struct engine *e, struct client *c, uint64_t bytes); /* a client that is a replica */
+void own_taken(struct engine *e, const struct destination *to, uint64_t bytes); /* ... at the leader */
+void own_describe(struct engine *e, const struct destination *to, const uint8_t *peer);
 void own_tell(struct engine *e, const struct client *c, bool gone);
 void own_ended(struct engine *e, struct client *c);
 void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t length);
@@ -486,6 +488,7 @@ void pause_want(struct engine *e, bool paused);
 void pause_tick(struct engine *e);
 
 /* config_kept.c */
+bool config_kept_knows(const char *name, size_t length); /* one of these parameters? */
 bool config_kept_value(const struct engine *e, const char *name, size_t length, struct buffer *out); /* the client's; false: none */
 bool config_kept_translate(const struct engine *e, const uint8_t *bytes, size_t length, struct buffer *out); /* false: as it is */
 

@@ -57,10 +57,10 @@ static void ask(struct engine *e, const uint8_t *bytes, size_t length, uint64_t 
     if (word_is(word_at(&request, bytes, 0), "config")) {
         char head[32];
         buffer_append(&text, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)(request.argc - 2) / 2 + 2));
-        buffer_text(&text, "$6\r\nCONFIG\r\n$3\r\nGET\r\n");
+        buffer_text(&text, "$6\r\n" OUR_CONFIG "\r\n$3\r\nGET\r\n");
         for (uint64_t i = 2; i + 1 < request.argc; i += 2) request_bulk(&text, word_at(&request, bytes, i));
     } else {
-        buffer_text(&text, "*2\r\n$3\r\nACL\r\n$4\r\nLIST\r\n");
+        buffer_text(&text, ASK_USERS);
     }
     buffer_append(&e->admin.checks, bytes, length);
     admin_queue(e, (struct admin_expect){.kind = ADMIN_READ, .to = {.node = REPLICA_NOBODY, .sequence = number}, .setting_bytes = (uint32_t)length},
@@ -70,7 +70,7 @@ static void ask(struct engine *e, const uint8_t *bytes, size_t length, uint64_t 
 
 /* A question with nothing in it comes last: when it is answered, what the others found is in line for the log. */
 static void ask_last(struct engine *e, uint64_t number) {
-    static const char nothing[] = ASK_PING;
+    static const char nothing[] = ASK_ALIVE;
     admin_queue(e, (struct admin_expect){.kind = ADMIN_READ, .to = {.node = REPLICA_NOBODY, .sequence = number}}, nothing, sizeof nothing - 1);
 }
 
@@ -119,14 +119,27 @@ static void array_head(struct buffer *out, uint64_t words) {
     buffer_append(out, head, (size_t)snprintf(head, sizeof head, "*%llu\r\n", (unsigned long long)words));
 }
 
-/* CONFIG GET's answer, as the request that sets the same. */
-static void log_config(struct engine *e, const uint8_t *text, size_t length) {
+/* What the client set, where the server has a value of the sidecar's (config_kept.h); else what the server has. */
+static struct word value_of(const struct resp_request *request, const uint8_t *bytes, struct word name, struct word has) {
+    for (uint64_t i = 2; config_kept_knows(name.text, name.length) && i + 1 < request->argc; i += 2) {
+        struct word set = word_at(request, bytes, i);
+        if (set.length == name.length && strncasecmp(set.text, name.text, name.length) == 0) return word_at(request, bytes, i + 1);
+    }
+    return has;
+}
+
+/* CONFIG GET's answer to what the request set, as one that sets the same. */
+static void log_config(struct engine *e, const struct resp_request *request, const uint8_t *bytes, const uint8_t *text, size_t length) {
     struct resp_request answer;
     struct buffer out = {0};
     if (length < 4 || text[0] != '*' || !request_parse(text, length, &answer) || answer.argc < 2) return;
     array_head(&out, answer.argc + 2);
     buffer_text(&out, "$6\r\nCONFIG\r\n$3\r\nSET\r\n");
-    for (uint64_t i = 0; i < answer.argc; i++) request_bulk(&out, word_at(&answer, text, i));
+    for (uint64_t i = 0; i + 1 < answer.argc; i += 2) {
+        struct word name = word_at(&answer, text, i);
+        request_bulk(&out, name);
+        request_bulk(&out, value_of(request, bytes, name, word_at(&answer, text, i + 1)));
+    }
     admin_setting_add(e, buffer_bytes(&out), buffer_length(&out));
     buffer_free(&out);
 }
@@ -177,7 +190,7 @@ void own_setting_read(struct engine *e, const struct admin_expect *x, const uint
     if (x->setting_bytes == 0) return admin_settled_add(e, x->to.sequence);
     CHECK(request_parse(bytes, x->setting_bytes, &request));
     if (word_is(word_at(&request, bytes, 0), "config")) {
-        log_config(e, text, length);
+        log_config(e, &request, bytes, text, length);
     } else if (request_parse(text, length, &answer)) {
         uint64_t last = word_is(word_at(&request, bytes, 1), "deluser") ? request.argc - 1 : 2;
         for (uint64_t i = 2; i <= last; i++) log_user(e, word_at(&request, bytes, i), &answer, text);

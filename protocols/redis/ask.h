@@ -15,6 +15,7 @@
 #define ASK_PERSISTENCE "*2\r\n$4\r\niNFO\r\n$11\r\npersistence\r\n"
 #define ASK_HELLO_2 "*2\r\n$5\r\nHeLLO\r\n$1\r\n2\r\n"
 #define ASK_HELLO_3 "*2\r\n$5\r\nHeLLO\r\n$1\r\n3\r\n"
+#define ASK_USERS "*2\r\n$3\r\nAcL\r\n$4\r\nLIST\r\n"
 #define ASK_SELECT "*2\r\n$6\r\nSeLECT\r\n" /* and the number, as a bulk */
 /* Of the key "" nothing is overwritten. */
 #define ASK_WRITABLE "*4\r\n$8\r\nSeTRaNGe\r\n$0\r\n\r\n$1\r\n0\r\n$0\r\n\r\n"
@@ -27,7 +28,7 @@
 #define OUR_EVAL "EVaL"
 
 static inline bool ask_is_ours(const char *word, size_t length) {
-    static const char *const words[] = {"RoLE", "PiNG", "iNFO", "HeLLO", "SeLECT", "SeTRaNGe", OUR_AUTH, OUR_CLIENT, OUR_CONFIG, OUR_REPLCONF,
+    static const char *const words[] = {"RoLE", "PiNG", "iNFO", "HeLLO", "SeLECT", "SeTRaNGe", "AcL", OUR_AUTH, OUR_CLIENT, OUR_CONFIG, OUR_REPLCONF,
                                         OUR_PSYNC, OUR_EVAL, "SLoWLOG"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (length == strlen(words[i]) && memcmp(word, words[i], length) == 0) return true;

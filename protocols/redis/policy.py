@@ -32,8 +32,8 @@ or refused, than run unlogged.
 
 Once a client has a connection of its own all its requests go there, refused ones excepted, until its Redis keeps
 nothing for it any more. Within MULTI ... EXEC what is read, written or would block travels with its transaction, as one
-block. Everything else there takes the open transaction to a connection of its own. "All nodes" holds there, too, and for
-other users, but not for parameters that the sidecar keeps: these are refused.
+block. Everything else there takes the open transaction to a connection of its own. "All nodes" holds there, too, and
+for other users, but not for parameters that the sidecar keeps: these are refused.
 """
 
 CONFIG_KEPT = """Of these a client reads what a client has set, while each node's server has a value of its

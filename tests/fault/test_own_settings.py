@@ -1,5 +1,5 @@
-"""CONFIG SET and ACL changes in a transaction, and by another user than everybody's: what the leader's server did every node
-has before the answer goes, in whatever order connections did it; what it did not do nobody does."""
+"""CONFIG SET and ACL changes in a transaction, and by another user than everybody's: what the leader's server did every
+node has before the answer goes, in whatever order connections did it; what it did not do nobody does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def clean(request: pytest.FixtureRequest) -> Iterator[None]:
 @contextlib.contextmanager
 def another_user(bed: Testbed, node: NodeStatus, *commands: str) -> Iterator[Line]:
     """A client that is logged in as one."""
-    bed.client(node).acl_setuser(ADMIN, enabled=True, reset=True, passwords=["+secret"], keys=["*"], commands=["+@all", *commands])
+    rights = ["+@all", *commands]
+    bed.client(node).acl_setuser(ADMIN, enabled=True, reset=True, passwords=["+secret"], keys=["*"], commands=rights)
     with Line(node) as line:
         assert line.ask(f"AUTH {ADMIN} secret") == ["+OK"]
         yield line
@@ -125,13 +126,28 @@ def test_of_resp3_and_pipelined(shared_bed: Testbed, node: NodeStatus) -> None:
         assert_everywhere(shared_bed, "611")
 
 
+def test_parameters_with_a_value_of_the_sidecars_too(shared_bed: Testbed, node: NodeStatus) -> None:
+    """What a client reads and what the server has differ: see config_kept.h."""
+    kept = [setting(server, "masterauth") for server in servers(shared_bed)]
+    client = shared_bed.client(node)
+    with Line(node) as line:
+        line.say("MULTI", "CONFIG SET masterauth mine slowlog-max-len 630 repl-backlog-size 1mb", "EXEC")
+        assert line.hear(4) == ["+OK", "+QUEUED", "*1", "+OK"]
+    assert_everywhere(shared_bed, "630")
+    assert setting(client, "masterauth") == "mine" and setting(client, "repl-backlog-size") == str(1 << 20)
+    assert [setting(server, "masterauth") for server in servers(shared_bed)] == kept
+    assert {setting(server, "repl-backlog-size") for server in servers(shared_bed)} == {str(64 << 20)}
+    client.config_set("masterauth", "")
+
+
 # ---- another user ----------------------------------------------------------------------------------------------------
 
 
 def test_another_user_changes_settings_and_users(shared_bed: Testbed, node: NodeStatus) -> None:
     with another_user(shared_bed, node) as line:
         value = str(520 + int(node.id))
-        line.say(f"CONFIG SET slowlog-max-len {value}", "CONFIG SET hz x", "ACL SETUSER second on nopass ~* +@read", "ECHO on")
+        line.say(f"CONFIG SET slowlog-max-len {value}", "CONFIG SET hz x")
+        line.say("ACL SETUSER second on nopass ~* +@read", "ECHO on")
         assert line.hear() == ["+OK"] and line.hear()[0].startswith("-ERR CONFIG SET failed")
         assert line.hear(3) == ["+OK", "$2", "on"]
         assert_everywhere(shared_bed, value)
@@ -140,7 +156,8 @@ def test_another_user_changes_settings_and_users(shared_bed: Testbed, node: Node
         assert line.ask("ACL SETUSER second resetpass >pw <pw") == ["+OK"], "half of it undoes the other"
         wait_until("all know it as it is", lambda: equal_users(shared_bed), WAIT_S)
         assert shared_bed.client(node).acl_getuser("second")["commands"] == ["+get"]
-        line.say("MULTI", f"CONFIG SET slowlog-max-len {value}0", "ACL SETUSER third", "EXEC", "ACL DELUSER second third x")
+        line.say("MULTI", f"CONFIG SET slowlog-max-len {value}0", "ACL SETUSER third", "EXEC")
+        line.say("ACL DELUSER second third x")
         assert line.hear(7) == ["+OK", "+QUEUED", "+QUEUED", "*2", "+OK", "+OK", ":2"]
         assert_everywhere(shared_bed, f"{value}0")
         wait_until("they are gone", lambda: all(len(users(s)) == 2 for s in servers(shared_bed)), WAIT_S)
