@@ -1,6 +1,6 @@
 /* machine.c: the shared connection of a backend that every node gives the same requests; see machine.h. */
 #include "engine/engine_state.h"
-#include "protocols/memcached/protocol.h"
+#include "protocols/memcached/memcached.h"
 
 #include <errno.h>
 #include <sys/socket.h>
