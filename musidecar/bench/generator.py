@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -63,10 +64,10 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def command(host: str, port: int, shape: Shape, seconds: float, mode: str, wait: int = 0, warm_s: float = 0.2,
-            seed: int = 0) -> list[str]:
+            seed: int = 0, backend: str = "redis") -> list[str]:
     """Arguments for one run; `mode` is set, get or fill (every key once), `wait` the replicas to WAIT for."""
     words = [str(program()), host, port, shape.connections, shape.pipeline, seconds, mode, VALUE_BYTES, KEYS, wait,
-             warm_s, *([seed] if seed else [])]
+             warm_s, seed or secrets.randbits(32) | 1, backend]
     return [str(word) for word in words]
 
 
@@ -81,13 +82,14 @@ def parse(text: str) -> Sample:
     return Sample(raw["rps"], raw["p50_us"], raw["p99_us"], raw["errors"], raw["seconds"])
 
 
-def run(host: str, port: int, shape: Shape, seconds: float, mode: str, wait: int = 0, warm_s: float = 0.2) -> Sample:
+def run(host: str, port: int, shape: Shape, seconds: float, mode: str, wait: int = 0, warm_s: float = 0.2,
+        backend: str = "redis") -> Sample:
     """Loads a server and returns what was measured. Raises GeneratorError."""
-    done = subprocess.run(command(host, port, shape, seconds, mode, wait, warm_s), capture_output=True, text=True,
-                          timeout=seconds + warm_s + 60, check=False)
+    done = subprocess.run(command(host, port, shape, seconds, mode, wait, warm_s, backend=backend), capture_output=True,
+                          text=True, timeout=seconds + warm_s + 60, check=False)
     return parse(done.stdout)
 
 
-def fill(host: str, port: int) -> None:
+def fill(host: str, port: int, backend: str = "redis") -> None:
     """Writes every key once, so that GETs find something."""
-    run(host, port, Shape(1, 64), 30, "fill", warm_s=0)
+    run(host, port, Shape(1, 64), 30, "fill", warm_s=0, backend=backend)

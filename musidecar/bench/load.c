@@ -4,7 +4,8 @@
  * program drives every contestant, so that a ratio compares servers and not generators. Latency is that of a batch: from
  * handing it to the kernel to the last byte of its last reply. Built with gcc when needed; not part of the extension.
  *
- * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED]
+ * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]
+ * Speaks RESP, or memcached's text protocol.
  * Writes one line of JSON. Exit 1 when a connection broke or an error was answered (the line says which).
  */
 #include <arpa/inet.h>
@@ -31,6 +32,7 @@ struct load {
     int port, connections, pipeline, value_bytes, wait_replicas;
     double seconds, warm_seconds;
     enum mode mode;
+    bool memcached;
     uint64_t keys, seed, filled;
     char *value;
 };
@@ -99,9 +101,22 @@ static double percentile_us(double share)
     return 0;
 }
 
+static size_t put_memcached(const struct load *l, char *out, uint64_t key)
+{
+    if (l->mode == MODE_GET)
+        return (size_t)sprintf(out, "get key:%012llu\r\n", (unsigned long long)key);
+    size_t n = (size_t)sprintf(out, "set key:%012llu 0 0 %d\r\n", (unsigned long long)key, l->value_bytes);
+    memcpy(out + n, l->value, (size_t)l->value_bytes);
+    n += (size_t)l->value_bytes;
+    memcpy(out + n, "\r\n", 2);
+    return n + 2;
+}
+
 static size_t put_request(struct load *l, char *out)
 {
     uint64_t key = l->mode == MODE_FILL ? l->filled++ % l->keys : random_next(l) % l->keys;
+    if (l->memcached)
+        return put_memcached(l, out, key);
     if (l->mode == MODE_GET)
         return (size_t)sprintf(out, "*2\r\n$3\r\nGET\r\n$16\r\nkey:%012llu\r\n", (unsigned long long)key);
     size_t n = (size_t)sprintf(out, "*3\r\n$3\r\nSET\r\n$16\r\nkey:%012llu\r\n$%d\r\n", (unsigned long long)key,
@@ -155,8 +170,28 @@ static void note_error(const char *line, size_t bytes)
     }
 }
 
-/* Counts whole replies at the front of c->in; what is incomplete stays. Only + - : $ _ occur as answers here. */
-static void take_replies(struct connection *c)
+/* What begins with this line: the bytes behind it that belong to it, or -1: the line is all. *whole: with it the answer is. */
+static long long behind_resp(const char *line, bool *whole)
+{
+    long long length = *line == '$' ? strtoll(line + 1, NULL, 10) : -1;
+    *whole = true;
+    return length < 0 ? -1 : length + 2;
+}
+
+static long long behind_memcached(const char *line, bool *whole)
+{
+    const char *last = line;
+    *whole = strncmp(line, "VALUE ", 6) != 0; /* END follows */
+    if (*whole)
+        return -1;
+    for (const char *at = line; *at != '\r'; at++)
+        if (*at == ' ')
+            last = at;
+    return strtoll(last, NULL, 10) + 2;
+}
+
+/* Counts whole replies at the front of c->in; what is incomplete stays. Only + - : $ _ occur as answers of Redis here. */
+static void take_replies(const struct load *l, struct connection *c)
 {
     size_t at = 0;
     for (;;) {
@@ -166,27 +201,29 @@ static void take_replies(struct connection *c)
             c->skip -= n;
             if (c->skip)
                 break;
-            c->replies_due--;
+            c->replies_due -= !l->memcached;
         }
         char *end = at < c->in_bytes ? memchr(c->in + at, '\n', c->in_bytes - at) : NULL;
         if (!end)
             break;
-        char kind = c->in[at];
-        long long length = kind == '$' ? strtoll(c->in + at + 1, NULL, 10) : -1;
-        if (kind == '-')
-            note_error(c->in + at, (size_t)(end - (c->in + at)) - 1);
+        const char *line = c->in + at;
+        bool whole;
+        long long behind = l->memcached ? behind_memcached(line, &whole) : behind_resp(line, &whole);
+        size_t bytes = (size_t)(end - line) - 1;
+        if (l->memcached ? memmem(line, bytes, "ERROR", 5) != NULL : *line == '-')
+            note_error(line, bytes);
         at = (size_t)(end - c->in) + 1;
-        if (kind == '$' && length >= 0)
-            c->skip = (uint64_t)length + 2;
+        if (behind >= 0)
+            c->skip = (uint64_t)behind;
         else
-            c->replies_due--;
+            c->replies_due -= whole;
     }
     memmove(c->in, c->in + at, c->in_bytes - at);
     c->in_bytes -= at;
 }
 
 /* True when a batch is complete. */
-static bool read_replies(struct connection *c)
+static bool read_replies(const struct load *l, struct connection *c)
 {
     ssize_t n = recv(c->fd, c->in + c->in_bytes, REPLY_ROOM - c->in_bytes, 0);
     if (n < 0 && errno == EAGAIN)
@@ -194,7 +231,7 @@ static bool read_replies(struct connection *c)
     if (n <= 0)
         fail(n ? "recv" : "connection closed");
     c->in_bytes += (size_t)n;
-    take_replies(c);
+    take_replies(l, c);
     return c->replies_due == 0;
 }
 
@@ -220,7 +257,7 @@ static void serve(struct load *l, int epoll, struct connection *c, uint32_t even
         watch(epoll, c, EPOLLIN, EPOLL_CTL_MOD);
         flush_batch(epoll, c);
     }
-    if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR)) || !read_replies(c))
+    if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR)) || !read_replies(l, c))
         return;
     uint64_t now = now_ns();
     if (now >= warm_ns) {
@@ -259,12 +296,13 @@ int main(int argc, char **argv)
 {
     if (argc < 11) {
         fprintf(stderr, "usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS "
-                        "WAIT_REPLICAS WARM_SECONDS [SEED]\n");
+                        "WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]\n");
         return 2;
     }
     struct load l = { .host = argv[1], .port = atoi(argv[2]), .connections = atoi(argv[3]), .pipeline = atoi(argv[4]),
                       .seconds = atof(argv[5]), .value_bytes = atoi(argv[7]), .keys = strtoull(argv[8], NULL, 10),
                       .wait_replicas = atoi(argv[9]), .warm_seconds = atof(argv[10]),
+                      .memcached = argc > 12 && !strcmp(argv[12], "memcached"),
                       .seed = argc > 11 ? strtoull(argv[11], NULL, 10) | 1 : now_ns() | 1 };
     l.mode = !strcmp(argv[6], "get") ? MODE_GET : !strcmp(argv[6], "fill") ? MODE_FILL : MODE_SET;
     if (l.connections < 1 || l.connections > CONNECTIONS_MAX || l.pipeline < 1 || l.pipeline > 100000 || !l.keys ||
