@@ -116,7 +116,7 @@ class Backend(_Section):
     spawn: Annotated[bool, Field(strict=True)] = False
     binary: Annotated[str, Field(min_length=1)] | None = None
     memory_bytes: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=8 << 20)] | None = None
-    item_bytes_max: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1 << 10, le=1 << 30)] | None = None
+    item_bytes_max: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1 << 19, le=1 << 30)] | None = None
     threads: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
 
     @field_validator("kind", mode="before")

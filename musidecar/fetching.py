@@ -75,11 +75,15 @@ class Fetching:
         if not self._backend.fills_itself:
             self._engine.install_rdb(got.fd, got.bytes, got.offset, self._number)
             return
-        with open(got.fd, "rb", buffering=0) as file:
-            self._backend.fill(file, self._cancelled.is_set)
+        with open(got.fd, "rb") as file:
+            count = self._backend.fill(file, got.head, self._cancelled.is_set)
         if self._cancelled.is_set():
             raise transfer.Cancelled
-        self._engine.install_rdb(-1, int(got.foot["given"]), got.offset, self._number)
+        log.info("transfer: %d items are stored", count)
+        given = got.foot.get("given")
+        if not isinstance(given, int) or given < got.offset:
+            raise transfer.TransferFailed(f"node {got.node} does not say how far its server was given the log")
+        self._engine.install_rdb(-1, given, got.offset, self._number)
 
     def _take_tail(self, after: int) -> None:
         got = transfer.fetch_tail(

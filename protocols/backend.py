@@ -215,8 +215,9 @@ class Backend(ABC):
         """What changed behind `after`, up to `until`."""
         raise BackendError(f"its {self.kind.title} keeps no changes")
 
-    def fill(self, copy: IO[bytes], cancelled: Callable[[], bool]) -> None:
-        """If `fills_itself`: replace what the server holds by a copy. Given up when `cancelled` says so."""
+    def fill(self, copy: IO[bytes], head: dict[str, Any], cancelled: Callable[[], bool]) -> int:
+        """If `fills_itself`: replace what the server holds by a copy with that head; the number of items. Given up when
+        `cancelled` says so."""
         raise NotImplementedError
 
     def outlived(self) -> bool:
