@@ -32,7 +32,7 @@ from musidecar import protocols
 SOCKET_PATH_BYTES_MAX = 107  # sun_path less its NUL
 MESH_NAME_BYTES_MAX = 32  # longest name of a socket inside `directory`
 NODE_COUNTS = (3, 5)
-BACKENDS_PLANNED = ("memcached", "herd", "liquibook")
+BACKENDS_PLANNED = ("herd", "liquibook")
 
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 

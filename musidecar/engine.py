@@ -29,7 +29,7 @@ STAGES = {"commit": lib.STAGE_COMMIT, "backend": lib.STAGE_BACKEND, "effect": li
 COUNTERS = (
     "clients", "requests", "reads", "writes", "records", "effects", "effect_bytes", "batches", "probes", "forwarded",
     "rerun", "takeovers", "stepdowns", "closed_unknown", "turn_us_max", "free_bytes", "uncovered_commands",
-    "uncovered_bytes", "handovers", "handover_pause_us", "refilled", "continued",
+    "uncovered_bytes", "handovers", "handover_pause_us", "refilled", "continued", "failed",
 )  # fmt: skip
 
 
@@ -149,6 +149,13 @@ class Engine:
     def install_tail(self, piece: bytes, number: int) -> None:
         """Hands the piece of the stream over that the engine asked for under `number`."""
         self._check(lib.engine_install_tail(self._e, ffi.from_buffer(piece), len(piece), number), "changes")
+
+    def points(self) -> tuple[int, int]:
+        """Of a backend that does not reveal its effects: it has answered all records up to the first; none behind the
+        second was given to it."""
+        done, given = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.engine_points(self._e, done, given)
+        return done[0], given[0]
 
     def rdb_failed(self, number: int) -> None:
         lib.engine_rdb_failed(self._e, number)

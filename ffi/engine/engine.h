@@ -9,6 +9,8 @@
 #include "fabric/fabric.h"
 #include "protocols/redis/commands.h"
 
+enum engine_protocol { PROTOCOL_REDIS = 0, PROTOCOL_MEMCACHED = 1 };
+
 struct engine_config {
     struct replica_config replica;
     uint32_t tick_busy_us, tick_idle_us;   /* tick while requests flow, and when idle */
@@ -18,7 +20,7 @@ struct engine_config {
     uint32_t feed_delay_us;                /* followers feed their backend at least this often */
     uint64_t feed_bytes_max;               /* kept for a backend that lags or is being filled; beyond, it is filled anew */
     uint32_t wait_timeout_us;              /* requests wait this long for a leader, then their connection closes */
-    uint32_t protocol;                     /* the backend's: see machine.c; 0: Redis */
+    uint32_t protocol;                     /* enum engine_protocol */
     uint64_t item_bytes_max;               /* of a backend that has such a limit */
     uint32_t exact;                        /* see struct protocol_limits */
     uint32_t databases;                    /* of the backend */

@@ -9,8 +9,7 @@
 
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
-/* By the number that the control plane knows them by. */
-static const struct protocol *const PROTOCOLS[] = {NULL /* Redis: reveals its effects */, &memcached_protocol};
+static const struct protocol *const PROTOCOLS[] = {[PROTOCOL_REDIS] = NULL /* it reveals its effects */, [PROTOCOL_MEMCACHED] = &memcached_protocol};
 
 static const struct protocol *protocol_find(uint32_t number) {
     return number < sizeof PROTOCOLS / sizeof *PROTOCOLS ? PROTOCOLS[number] : NULL;
@@ -89,8 +88,9 @@ void machine_backend(struct engine *e) {
 }
 
 uint64_t engine_points(struct engine *e, uint64_t *done, uint64_t *given) {
-    *done = atomic_load(&e->machine.done);
+    *done = atomic_load(&e->machine.done); /* read first: what is done was given */
     *given = atomic_load(&e->machine.given);
+    if (*given < *done) *given = *done;
     return atomic_load(&e->machine.life);
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from musidecar._ffi import ffi
+from musidecar._ffi import ffi, lib
 from musidecar.protocols import server
 from musidecar.protocols.backend import (
     Ask,
@@ -92,7 +92,13 @@ class Memcached(Backend):
 
     def engine_fields(self, prepared: Prepared) -> dict[str, Any]:
         assert isinstance(prepared, driver.Prepared)
-        return {"backend_version": prepared.version.encode()}
+        return {
+            "backend_version": prepared.version.encode(),
+            "protocol": lib.PROTOCOL_MEMCACHED,
+            "item_bytes_max": prepared.item_bytes_max,
+            "exact": 1,
+            "databases": 1,
+        }
 
     def copy(self, at_least: int, wait_s: float, points: Points) -> Copy:
         return copying.Dump(self.address, at_least, wait_s, points, self.wanted.home)

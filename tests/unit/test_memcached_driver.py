@@ -18,7 +18,7 @@ from musidecar.protocols.backend import Ask, Backend, BackendError, HoldsData, W
 from musidecar.protocols.memcached import checks, driver
 from musidecar.protocols.memcached.connection import Connection, ReplyError
 from musidecar.protocols.server import Address, Server
-from tests.unit.private_memcached import ask, private_memcached
+from tests.unit.driven_memcached import ask, private_memcached
 from tests.unit.test_driver import wait_dead
 
 
