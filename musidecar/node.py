@@ -315,9 +315,8 @@ class Sidecar:
         assert self._clients is not None
         with self._engine_lock:
             self._engine = engine
-        source = transfer.Source(
-            self._backend, self._objection, self.config.limits.transfer_bytes_per_s, points=lambda: self._engine.points()
-        )
+        rate = self.config.limits.transfer_bytes_per_s
+        source = transfer.Source(self._backend, self._objection, rate, engine.points)
         self._mesh.handlers["transfer"] = source.serve
         try:
             self._clients.listen(CLIENTS_WAITING)

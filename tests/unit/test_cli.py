@@ -47,7 +47,6 @@ def test_completion_knows_the_verbs(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["local", "--backend", "memcached"], "memcached: not there yet"),
         (["local", "--backend", "herd"], "herd: not there yet"),
         (["demo", "--backend", "liquibook"], "liquibook: not there yet"),
         (["local", "--backend", "mysql"], "mysql: unknown"),

@@ -129,7 +129,7 @@ def test_sizes_with_units() -> None:
 @pytest.mark.parametrize(
     ("backend", "expected"),
     [
-        ({"kind": "memcached", "socket": "s"}, "memcached is not there yet"),
+        ({"kind": "herd", "socket": "s"}, "herd is not there yet"),
         ({"kind": "postgres", "socket": "s"}, "nodes[0].backend.kind: "),
         ({"kind": "redis"}, "give either socket"),
         ({"socket": "s", "address": "h:1"}, "give either socket"),
