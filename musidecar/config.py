@@ -83,6 +83,7 @@ Bytes = Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1)]
 Us = Annotated[int, Field(strict=True, ge=1, le=600_000_000)]
 UsOrNone = Annotated[int, Field(strict=True, ge=0, le=600_000_000)]
 Ms = Annotated[int, Field(strict=True, ge=1, le=600_000)]
+Reads = Literal["linearizable", "local"]
 NodeId = Annotated[int, Field(strict=True, ge=1, le=max(NODE_COUNTS))]
 
 
@@ -202,6 +203,7 @@ class Node(_Section):
     log: FilePath | None = None
     mesh: Address | None = None
     joins: Annotated[bool, Field(strict=True)] = False
+    reads: Reads | None = None
     verbs: Verbs | None = None
 
     @property
@@ -231,6 +233,8 @@ class Timing(_Section):
     hazard_us: Us = 50
     pin_us: Us = 200_000
     feed_delay_us: Us = 2_000
+    stale_ms: Ms = 1_000
+    replica_timeout_ms: Ms = 60_000
     backend_timeout_ms: Ms = 5_000
     takeover_timeout_ms: Ms = 3_000
     wait_timeout_ms: Ms = 10_000
@@ -239,6 +243,7 @@ class Timing(_Section):
         """(key, reason) for each time that contradicts another one."""
         takeover_us = self.takeover_timeout_ms * 1_000
         backend_us = self.backend_timeout_ms * 1_000
+        stale_us, delays_us = self.stale_ms * 1_000, self.feed_delay_us + self.tick_idle_us
         for key, holds, reason in (
             ("tick_idle_us", self.tick_idle_us >= self.tick_busy_us, "must be at least tick_busy_us"),
             ("spin_us", self.spin_us < self.tick_busy_us, "must be less than tick_busy_us"),
@@ -251,6 +256,7 @@ class Timing(_Section):
             ("pin_us", self.pin_us >= self.suspect_us, "must be at least suspect_us"),
             ("wait_timeout_ms", self.wait_timeout_ms > self.takeover_timeout_ms, "must exceed takeover_timeout_ms"),
             ("feed_delay_us", self.feed_delay_us < takeover_us, "must be less than takeover_timeout_ms"),
+            ("stale_ms", stale_us > delays_us, "must be more than feed_delay_us and tick_idle_us"),
             ("takeover_timeout_ms", takeover_us > self.fail_us, "must be more than fail_us"),
             ("takeover_timeout_ms", takeover_us > 10 * self.request_us, "must be over ten times request_us"),
             ("backend_timeout_ms", backend_us > self.fail_us, "must be more than fail_us"),
@@ -297,6 +303,7 @@ class Whole(_Section):
     secret_file: FilePath
     directory: FilePath
     fabric: Literal["shm", "verbs"] = "shm"
+    reads: Reads = "linearizable"
     seed: NodeId | None = None
 
     @field_validator("directory", mode="after")
@@ -366,6 +373,10 @@ class Cluster(_Section):
         own = self.node(node_id).verbs
         return self.verbs.model_copy(update=own.model_dump(exclude_unset=True)) if own is not None else self.verbs
 
+    def reads_locally(self, node: Node) -> bool:
+        """May this node's own backend answer clients that ask for it with READONLY?"""
+        return (node.reads or self.cluster.reads) == "local"
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """(key, reason) for everything that is right alone and wrong together."""
         count, founders = len(self.nodes), len(self.founders)
@@ -401,6 +412,8 @@ class Cluster(_Section):
                 yield f"nodes[{i}].backend.kind", f"{node.backend.kind}, and node {self.nodes[0].id}'s is {self.kind}"
             for key, reason in node.backend.conflicts():
                 yield f"nodes[{i}].backend.{key}", reason
+            if self.reads_locally(node) and node.backend.kind != "redis":
+                yield f"nodes[{i}].reads", f"local is for kind = 'redis', and this is {node.backend.kind}"
             for key in ("memory_bytes", "item_bytes_max"):
                 if getattr(node.backend, key) != getattr(self.nodes[0].backend, key):
                     yield f"nodes[{i}].backend.{key}", f"differs from node {self.nodes[0].id}'s"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from musidecar._ffi import ffi, lib
-from musidecar.config import Cluster, ConfigError
+from musidecar.config import Cluster, ConfigError, Node
 from musidecar.fabrics import EngineError, Fabric
 from musidecar.mesh import incarnation_number
 from musidecar.protocols.backend import Address, Claim
@@ -28,8 +28,8 @@ STAGES = {"commit": lib.STAGE_COMMIT, "backend": lib.STAGE_BACKEND, "effect": li
           "request": lib.STAGE_REQUEST}  # fmt: skip
 COUNTERS = (
     "clients", "requests", "reads", "writes", "records", "effects", "effect_bytes", "batches", "probes", "forwarded",
-    "rerun", "takeovers", "stepdowns", "closed_unknown", "turn_us_max", "free_bytes", "uncovered_commands",
-    "uncovered_bytes", "handovers", "handover_pause_us", "refilled", "continued", "failed",
+    "local_reads", "rerun", "takeovers", "stepdowns", "closed_unknown", "turn_us_max", "free_bytes",
+    "uncovered_commands", "uncovered_bytes", "handovers", "handover_pause_us", "refilled", "continued", "failed",
 )  # fmt: skip
 
 
@@ -272,6 +272,7 @@ def _hand_over(listener: socket.socket) -> int:
 
 def engine_settings(
     config: Cluster,
+    node: Node,
     replica: Any,
     backend: Address,
     of_backend: Mapping[str, Any],
@@ -294,6 +295,8 @@ def engine_settings(
         "takeover_timeout_us": timing.takeover_timeout_ms * 1000,
         "feed_delay_us": timing.feed_delay_us,
         "feed_bytes_max": limits.feed_bytes_max,
+        "stale_us": timing.stale_ms * 1000 if config.reads_locally(node) else 0,
+        "replica_timeout_us": timing.replica_timeout_ms * 1000,
         "wait_timeout_us": timing.wait_timeout_ms * 1000,
         "clients_max": limits.clients_max,
         "client_input_bytes_max": limits.client_input_bytes_max,

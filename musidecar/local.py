@@ -212,6 +212,7 @@ def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: s
         'secret_file = "secret"',
         'directory = "."',
         f'fabric = "{fabric}"',
+        *_keys(settings.get("cluster", {})),
     ]
     for i in range(1, nodes + 1):
         lines += [
@@ -223,9 +224,13 @@ def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: s
             f'backend = {{ kind = "{backend}", socket = "{backend}-{i}.sock", spawn = true, {chosen} }}',
         ]
     for table, values in settings.items():
-        lines += ["", f"[{table}]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        if table != "cluster":
+            lines += ["", f"[{table}]", *_keys(values)]
     return "\n".join(lines) + "\n"
+
+
+def _keys(values: Mapping[str, int | str]) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items()]
 
 
 def _serves(config: Cluster, node: Node) -> bool:

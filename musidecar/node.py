@@ -218,6 +218,7 @@ class Sidecar:
         feed = socket.create_server(("127.0.0.1", 0))
         settings = engine_settings(
             self.config,
+            self.node,
             replica,
             self._backend.address,
             self._backend.engine_fields(prepared),
@@ -537,6 +538,7 @@ class Sidecar:
             "client": self.node.client,
             "backend": self.node.backend.place,
             "serving": False,
+            "reads_locally": self.config.reads_locally(self.node),
             "incarnation": self.member.incarnation,
         }
         with self._engine_lock:

@@ -182,13 +182,17 @@ def table(snapshot: dict[str, Any]) -> Table:
     title = f"{snapshot['cluster']}   term {term}   fabric {snapshot['fabric']}"
     shape: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False, "collapse_padding": True}
     result = Table(title=title, title_justify="left", **shape)
-    numbers = ("node", "pid", "server", "commit", "applied")
-    for name in ("node", "role", "clients", "pid", "server", "commit", "applied", "log hash"):
+    numbers = ("node", "pid", "server", "commit", "applied", "local reads")
+    locally = any(node.get("reads_locally") for node in snapshot["nodes"])
+    columns = ("node", "role", "clients", "pid", "server", "commit", "applied", "log hash")
+    for name in (*columns, *["local reads"] * locally):
         result.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for node in snapshot["nodes"]:
         role = Text(node["role"], style=colours.get(node["role"], ""))
         log_hash = None if node["log_hash"] is None else str(node["log_hash"])[:HASH_SHOWN]
         cells = [node["pid"], node["backend_pid"], node["commit"], node["applied"], log_hash]
+        if locally:
+            cells.append(node.get("local_reads") if node.get("reads_locally") else None)
         texts = ["-" if cell is None else str(cell) for cell in cells]
         result.add_row(str(node["id"]), role, node["client"], *texts)
     return result

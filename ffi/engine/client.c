@@ -149,6 +149,7 @@ void client_answer_local(struct engine *e, struct client *c, struct buffer *answ
 void client_answered(struct engine *e, struct client *c, int32_t database_after, uint8_t reply_type) {
     CHECK(c->outstanding > 0);
     c->outstanding--;
+    if (c->at_backend == 0) c->answered_us = e->now_us;
     c->answer_bytes_mean = (c->answer_bytes_mean * 7 + c->answer_bytes) / 8;
     c->answer_bytes = 0;
     if (database_after >= 0 && (reply_type == '*' || reply_type == '~')) c->session.database = (uint32_t)database_after;
@@ -226,6 +227,18 @@ static void client_wait(struct engine *e, struct client *c) {
     if (c->waiting_since_us == 0) c->waiting_since_us = e->now_us;
 }
 
+/* At a follower: to its own backend, or to the leader. */
+static bool client_send(struct engine *e, struct client *c, const struct session_decision *d) {
+    switch (stale_read(e, c, d)) {
+        case STALE_TAKEN: return true;
+        case STALE_WAITS: return client_wait(e, c), false;
+        case STALE_NO: break;
+    }
+    if (c->at_backend > 0) return c->barrier = true, false; /* first they are answered */
+    if (!forward(e, c, d)) return client_wait(e, c), false;
+    return true;
+}
+
 /* False: it has to wait (no leader, no room, ...). */
 bool client_submit(struct engine *e, struct client *c, const struct session_decision *d) {
     if (e->handover.waits) return client_wait(e, c), false;
@@ -238,8 +251,7 @@ bool client_submit(struct engine *e, struct client *c, const struct session_deci
                             .protocol = c->session.protocol,
                             .decision = d};
         if (!turn_take(e, &r, &c->in)) return client_want_ready(e, c), false;
-    } else if (!forward(e, c, d)) {
-        client_wait(e, c);
+    } else if (!client_send(e, c, d)) {
         return false;
     }
     c->waiting_since_us = 0;

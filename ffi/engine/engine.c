@@ -89,6 +89,7 @@ static void source_event(struct engine *e, struct source *s, uint32_t events) {
         case SOURCE_FABRIC: peers_dead(e, e->fabric->host->drain(e->fabric)); break;
         case SOURCE_CONTROL: controls_handle(e); break;
         case SOURCE_OWN: own_event(e, s, events); break;
+        case SOURCE_STALE: stale_event(e, events); break;
         case SOURCE_GONE: break;
     }
 }
@@ -162,6 +163,7 @@ static void turn(struct engine *e) {
         owns_step(e);
         shared_send(e);
         gates_release(e);
+        stale_tell(e);
         enum takeover_stage before = e->takeover;
         takeover_step(e);
         if (e->takeover != before) e->more = true; /* what the next stage staged leaves at once */
@@ -169,6 +171,7 @@ static void turn(struct engine *e) {
     }
     if (queue_length(&e->admin.done) > 0) admin_settings_log(e);
     handover_step(e);
+    stale_step(e);
     flush_all(e);
     owns_bury(e);
 }
@@ -230,6 +233,7 @@ static void tick(struct engine *e, uint64_t interval_us) {
     shared_watch(e);
     client_pause_tick(e);
     owns_tick(e);
+    stale_tick(e);
     if (!engine_leads(e)) clients_expire(e);
     promptness(e);
     status_publish(e);
@@ -355,6 +359,7 @@ static void sources_init(struct engine *e) {
     queue_init(&e->events, sizeof(struct engine_event), 64);
     queue_init(&e->controls, sizeof(struct control), 16);
     owns_init(e);
+    stale_init(e);
     waits_init(e);
     resp_reply_reset(&e->shared.reply);
     resp_reply_reset(&e->admin.reply);
@@ -400,6 +405,7 @@ struct engine *engine_new(const struct engine_config *config, struct fabric *fab
                                           .version = e->config.backend_version,
                                           .databases = config->databases,
                                           .password_needed = config->password_needed,
+                                          .stale_reads = config->stale_us > 0,
                                           .block_bytes_max = config->client_input_bytes_max};
     e->status.leader = e->counters.leader = e->status.heir = REPLICA_NOBODY;
     return e;
@@ -423,6 +429,7 @@ void engine_free(struct engine *e) {
         queue_free(&e->clients[i].pending);
     }
     owns_free(e);
+    stale_free(e);
     shared_close(e);
     machine_free(e);
     stream_close(e);

@@ -19,6 +19,9 @@ struct engine_config {
     uint32_t takeover_timeout_us;          /* a take-over not done by then is given up */
     uint32_t feed_delay_us;                /* followers feed their backend at least this often */
     uint64_t feed_bytes_max;               /* kept for a backend that lags or is being filled; beyond, it is filled anew */
+    uint32_t stale_us;                     /* not 0: the own backend answers who asked for that with READONLY, where what it misses was
+                                              acknowledged no longer ago than this */
+    uint32_t replica_timeout_us;           /* a client that replicates from the leader may take nothing for so long */
     uint32_t wait_timeout_us;              /* requests wait this long for a leader, then their connection closes */
     uint32_t protocol;                     /* enum engine_protocol */
     uint64_t item_bytes_max;               /* of a backend that has such a limit */
@@ -118,7 +121,7 @@ struct engine_status {
     uint64_t term, commit, applied, last, log_hash, hash_index; /* log_hash: running hash after hash_index */
     uint64_t backend_offset;   /* replication offset the backend is known to have applied or produced */
     uint64_t clients, requests, reads, writes, records, effects, effect_bytes, batches, probes, forwarded, rerun;
-    uint64_t takeovers, stepdowns, closed_unknown, turn_us_max, free_bytes, uncovered_commands, uncovered_bytes;
+    uint64_t takeovers, stepdowns, local_reads, closed_unknown, turn_us_max, free_bytes, uncovered_commands, uncovered_bytes;
     struct replica_takeover takeover;
     uint32_t paused; /* automatic fail-over, as the log has it */
     uint32_t heir; /* to whom this node is handing over; REPLICA_NOBODY: to nobody */

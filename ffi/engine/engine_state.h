@@ -16,6 +16,7 @@
  *   wait.c      WAIT                                              engine.c    the object and its loop
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   machine*.c  backends that do not reveal their effects (machine.h)
+ *   stale.c     reads that a follower's own backend answers
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -39,6 +40,7 @@
 #include "engine/payload.h"
 #include "engine/shared.h"
 #include "engine/source.h"
+#include "engine/stale.h"
 #include "engine/wait.h"
 #include "protocols/redis/ask.h"
 #include "protocols/redis/psync.h"
@@ -76,7 +78,9 @@ struct client {
     uint64_t swallow;       /* that are thrown away */
     struct session session;
     struct session_decision decision; /* kept while there is no room for it */
-    uint32_t outstanding;   /* requests whose answer has not come */
+    uint32_t outstanding;   /* requests whose answer has not come ... */
+    uint32_t at_backend;    /* ... of which this node's own backend is to answer (stale.c) */
+    uint64_t answered_us;   /* when the leader last answered it: it has seen that much */
     uint64_t answer_bytes;  /* of the answer coming in */
     uint64_t answer_bytes_mean;
     uint64_t waiting_since_us;
@@ -231,6 +235,7 @@ struct engine {
     struct shared shared;
     struct machine machine;
     struct owns owns;
+    struct stale stale;
     struct stream stream;
     struct cut cut;
     struct feed feed;
@@ -524,12 +529,32 @@ void link_lost(struct engine *e, uint32_t peer);
 uint32_t link_leader(const struct engine *e); /* the node that serves, or REPLICA_NOBODY */
 void link_answer(struct engine *e, const struct destination *to, const void *bytes, size_t length);
 void links_drop_held(struct engine *e);
+void link_hold(struct engine *e, uint32_t peer, const struct frame *frame, const void *payload); /* behind the next gate */
+
+/* stale.c */
+void stale_init(struct engine *e);
+void stale_free(struct engine *e);
+enum stale_way stale_read(struct engine *e, struct client *c, const struct session_decision *d); /* at a follower */
+void stale_step(struct engine *e);
+void stale_tick(struct engine *e);
+void stale_event(struct engine *e, uint32_t events);
+void stale_send(struct engine *e);
+void stale_close(struct engine *e); /* the own backend does not follow any more */
+void stale_asked(struct engine *e, uint32_t peer, const struct frame *f); /* at the leader ... */
+void stale_tell(struct engine *e);                                         /* ... once a turn */
+void stale_answered(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
 
 /* forward.c */
 bool forward(struct engine *e, struct client *c, const struct session_decision *d); /* to the leader; false: there is none, or no room */
 bool forward_again(struct engine *e, struct client *c); /* what it waits for, to the next leader; false: not yet, or it is closed */
 /* The leader is another, or none: who waits for what can go to the next one goes on waiting, the others are closed. */
 void clients_unsettle(struct engine *e);
+/* What a client waits for and may be put to another leader is kept: whether it can be, that it is, that it is answered, and
+ * that nobody is going to answer it. */
+bool forward_may_keep(const struct client *c, const struct session_decision *d);
+struct frame forward_keep(struct engine *e, struct client *c, const struct session_decision *d);
+void forward_answered(struct engine *e, struct client *c, uint8_t type);
+void forward_unsettle(struct engine *e, struct client *c);
 void forward_watch(struct engine *e); /* each tick */
 /* At the leader; false: no room now, the frame stays. */
 bool forward_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload, struct buffer *holder);

@@ -30,30 +30,38 @@ static struct frame frame_of(const struct engine *e, const struct client *c, con
                           .unanswered = oldest ? (uint32_t)(c->sequence - oldest->sequence) : 0, .pause = d->pause};
 }
 
+bool forward_may_keep(const struct client *c, const struct session_decision *d) {
+    bool again = d->verdict != SESSION_ADMIN && d->loads == LOADS_NOTHING; /* a load that ends a server ends no second one */
+    return again && d->length <= REQUEST_BYTES_MAX && buffer_length(&c->unanswered) <= REQUESTS_BYTES_MAX;
+}
+
+struct frame forward_keep(struct engine *e, struct client *c, const struct session_decision *d) {
+    c->sequence++;
+    struct frame frame = frame_of(e, c, d);
+    struct pending pending = {.sequence = c->sequence, .database_after = d->database_after};
+    if (forward_may_keep(c, d)) {
+        buffer_append(&c->unanswered, &frame, sizeof frame);
+        buffer_append(&c->unanswered, d->bytes, d->length);
+        pending.kept = (uint32_t)(sizeof frame + d->length);
+    }
+    *(struct pending *)queue_push(&c->pending) = pending;
+    return frame;
+}
+
 bool forward(struct engine *e, struct client *c, const struct session_decision *d) {
     uint32_t leader = link_leader(e);
     if (leader == REPLICA_NOBODY || e->leader_silent_us != 0) return false;
     struct link *link = &e->links[leader];
     if (buffer_length(&link->socket.out) > FORWARD_BYTES_MAX) return client_want_ready(e, c), false;
-    c->sequence++;
-    c->sent_term = link->serving_term;
-    struct frame frame = frame_of(e, c, d);
-    frame.term = c->sent_term;
-    struct pending pending = {.sequence = c->sequence, .database_after = d->database_after};
-    bool again = d->verdict != SESSION_ADMIN && d->loads == LOADS_NOTHING; /* a load that ends a server ends no second one */
-    if (again && d->length <= REQUEST_BYTES_MAX && buffer_length(&c->unanswered) <= REQUESTS_BYTES_MAX) {
-        buffer_append(&c->unanswered, &frame, sizeof frame);
-        buffer_append(&c->unanswered, d->bytes, d->length);
-        pending.kept = (uint32_t)(sizeof frame + d->length);
-    }
+    struct frame frame = forward_keep(e, c, d);
+    frame.term = c->sent_term = link->serving_term;
     link_send(e, leader, &frame, d->bytes);
-    *(struct pending *)queue_push(&c->pending) = pending;
     e->counters.forwarded++;
     return true;
 }
 
 /* The oldest forwarded request is answered. */
-static void answered(struct engine *e, struct client *c, uint8_t type) {
+void forward_answered(struct engine *e, struct client *c, uint8_t type) {
     struct pending p = *(struct pending *)queue_front(&c->pending);
     buffer_consume(&c->unanswered, p.kept);
     buffer_trim(&c->unanswered, KEEP_BYTES);
@@ -78,7 +86,7 @@ void forward_reply(struct engine *e, uint32_t peer, const struct frame *f, const
     c->releasable += f->length;
     c->answer_bytes += f->length;
     client_want_flush(e, c);
-    if (f->flags & FRAME_LAST) answered(e, c, (uint8_t)f->database);
+    if (f->flags & FRAME_LAST) forward_answered(e, c, (uint8_t)f->database);
 }
 
 /* Can all that this client waits for be put to another leader? */
@@ -98,6 +106,16 @@ static bool close_unknown(struct engine *e, struct client *c) {
     return false;
 }
 
+void forward_unsettle(struct engine *e, struct client *c) {
+    if (!may_go_again(c)) {
+        close_unknown(e, c);
+        return;
+    }
+    c->unsettled = true;
+    if (c->waiting_since_us == 0) c->waiting_since_us = e->now_us;
+    client_want_ready(e, c);
+}
+
 void clients_unsettle(struct engine *e) {
     for (uint32_t i = 0; i < e->clients_used; i++) {
         struct client *c = &e->clients[i];
@@ -106,13 +124,7 @@ void clients_unsettle(struct engine *e) {
             continue;
         }
         if (!c->in_use || (c->outstanding == 0 && c->releasable == buffer_length(&c->socket.out))) continue;
-        if (may_go_again(c)) {
-            c->unsettled = true;
-            if (c->waiting_since_us == 0) c->waiting_since_us = e->now_us;
-        } else {
-            e->counters.closed_unknown++;
-            client_close(e, c);
-        }
+        if (c->at_backend == 0) forward_unsettle(e, c); /* else it waits for no other node */
     }
 }
 
@@ -172,7 +184,7 @@ static bool settle_one(struct engine *e, struct client *c) {
             buffer_append(&c->socket.out, bytes, length);
             c->releasable += length;
             client_want_flush(e, c);
-            answered(e, c, *bytes);
+            forward_answered(e, c, *bytes);
             return true;
         case ORIGIN_UNKNOWN: return close_unknown(e, c);
         case ORIGIN_NEW: break;
@@ -206,7 +218,8 @@ void forward_watch(struct engine *e) {
     if (silent && e->leader_silent_us == 0) e->leader_silent_us = e->now_us;
     if (silent && e->now_us - e->leader_silent_us > e->config.wait_timeout_us)
         for (uint32_t i = 0; i < e->clients_used; i++)
-            if (e->clients[i].in_use && queue_length(&e->clients[i].pending) > 0) close_unknown(e, &e->clients[i]);
+            if (e->clients[i].in_use && e->clients[i].at_backend == 0 && queue_length(&e->clients[i].pending) > 0)
+                close_unknown(e, &e->clients[i]);
     if (silent || e->leader_silent_us == 0) return;
     e->leader_silent_us = 0;
     clients_wake_all(e);

@@ -39,7 +39,9 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_HOLD:
         case FRAME_HELD:
         case FRAME_CATCH_UP:
+        case FRAME_FRESH_ASK:
         case FRAME_CAUGHT_UP: return f->length == 0;
+        case FRAME_FRESH: return f->length == sizeof(uint64_t);
         case FRAME_OWN_PEER: return f->length == sizeof(struct own_peer);
         case FRAME_SNAPSHOT: return true;
     }

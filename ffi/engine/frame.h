@@ -26,7 +26,10 @@ enum frame_type {
     FRAME_OWN_EOF = 16,     /* the client has sent its last byte ... */
     FRAME_OWN_GONE = 17,    /* ... or is gone */
     FRAME_OWN_TAKEN = 18,   /* it is a replica, and took another `sequence` bytes */
-    FRAME_OWN_PEER = 19     /* the addresses that it is connected by: struct own_peer */
+    FRAME_OWN_PEER = 19,    /* the addresses that it is connected by: struct own_peer */
+    /* Reads that a follower's own backend answers (stale.c). */
+    FRAME_FRESH_ASK = 20,   /* how far do the effects go of what was acknowledged up to now? */
+    FRAME_FRESH = 21        /* so far: a uint64_t; sequence: of the question */
 };
 /* One bit has a meaning of its own in another type of frame. */
 enum frame_flags {

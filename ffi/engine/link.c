@@ -65,23 +65,27 @@ void link_flush(struct engine *e, uint32_t peer) {
     buffer_trim(&link->socket.out, 4u << 20);
 }
 
+/* What it says is true once the next gate opens. */
+void link_hold(struct engine *e, uint32_t peer, const struct frame *frame, const void *payload) {
+    struct link *link = &e->links[peer];
+    struct shared *s = &e->shared;
+    if (link->socket.source.fd < 0) return;
+    buffer_append(&link->socket.out, frame, sizeof *frame);
+    buffer_append(&link->socket.out, payload, frame->length);
+    *(struct segment *)queue_push(&s->segments) = (struct segment){peer, 0, link->session, sizeof *frame + frame->length};
+    s->open_segments++;
+    s->unproven = true;
+}
+
 /* Frames that hold nobody's answer leave at once: nothing is held on this link when they are sent, or they go behind. */
 void link_send(struct engine *e, uint32_t peer, const struct frame *frame, const void *payload) {
     struct link *link = &e->links[peer];
     if (link->socket.source.fd < 0) return;
-    bool held = link->releasable < buffer_length(&link->socket.out);
+    if (link->releasable < buffer_length(&link->socket.out)) return link_hold(e, peer, frame, payload);
     buffer_append(&link->socket.out, frame, sizeof *frame);
     buffer_append(&link->socket.out, payload, frame->length);
-    size_t bytes = sizeof *frame + frame->length;
-    if (!held) {
-        link->releasable += bytes;
-        link->queued_flush = true;
-    } else {
-        struct shared *s = &e->shared;
-        *(struct segment *)queue_push(&s->segments) = (struct segment){peer, 0, link->session, bytes};
-        s->open_segments++;
-        s->unproven = true;
-    }
+    link->releasable += sizeof *frame + frame->length;
+    link->queued_flush = true;
 }
 
 /* A part of an answer to another node's client, held until its gate opens. */
@@ -192,6 +196,8 @@ static bool frame_handle(struct engine *e, uint32_t peer, const struct frame *f,
         case FRAME_OWN_PEER:
         case FRAME_OWN_GONE:
         case FRAME_OWN_TAKEN: own_frame(e, peer, f, payload); break;
+        case FRAME_FRESH_ASK: stale_asked(e, peer, f); break;
+        case FRAME_FRESH: stale_answered(e, peer, f, payload); break;
         case FRAME_SERVING:
         case FRAME_NOT_SERVING: frame_serving(e, peer, f); break;
         case FRAME_SNAPSHOT_ASK: frame_snapshot_ask(e, peer); break;

@@ -343,7 +343,8 @@ static void replicas_watch(struct engine *e) {
     e->owns.looked_us = e->now_us;
     for (struct own *own = e->owns.first, *next; own != NULL; own = next) {
         next = own->next;
-        if (own->replica == NULL || !own_replica_lags(own->replica, own->paused, e->now_us, stream_position(e))) continue;
+        if (own->replica == NULL) continue;
+        if (!own_replica_lags(own->replica, own->paused, e->now_us, e->config.replica_timeout_us, stream_position(e))) continue;
         engine_log(e, 30, "a client that replicates from the leader takes too little: it is closed");
         own_end(e, own);
     }

@@ -6,8 +6,7 @@
 #include "check.h"
 
 #define WINDOW_BYTES (4u << 20)
-#define LAG_BYTES_MAX (256u << 20)  /* Redis's own default for a replica ... */
-#define STUCK_US 60000000ull        /* ... and for how long one may take nothing */
+#define LAG_BYTES_MAX (256u << 20) /* Redis's own default for a replica */
 
 struct own_replica *own_replica_new(uint64_t now_us, uint64_t position) {
     struct own_replica *r = calloc(1, sizeof *r);
@@ -41,8 +40,8 @@ void own_replica_took(struct own_replica *r, uint64_t bytes, uint64_t now_us) {
 
 uint64_t own_replica_window(uint64_t output_bytes_max) { return output_bytes_max < WINDOW_BYTES ? output_bytes_max : WINDOW_BYTES; }
 
-bool own_replica_lags(const struct own_replica *r, bool waits, uint64_t now_us, uint64_t position) {
+bool own_replica_lags(const struct own_replica *r, bool waits, uint64_t now_us, uint64_t timeout_us, uint64_t position) {
     uint64_t grown = position - r->position;
     bool behind = grown > r->passed && grown - r->passed > LAG_BYTES_MAX;
-    return behind || (waits && now_us - r->took_us > STUCK_US);
+    return behind || (waits && now_us - r->took_us > timeout_us);
 }

@@ -30,6 +30,7 @@ void own_replica_passed(struct own_replica *r, const uint8_t *bytes, size_t leng
 void own_replica_took(struct own_replica *r, uint64_t bytes, uint64_t now_us);
 /* So many bytes may be on their way to a client, where others are closed at twice `output_bytes_max`. */
 uint64_t own_replica_window(uint64_t output_bytes_max);
-bool own_replica_lags(const struct own_replica *r, bool waits, uint64_t now_us, uint64_t position);
+/* `waits`: there is something for it. */
+bool own_replica_lags(const struct own_replica *r, bool waits, uint64_t now_us, uint64_t timeout_us, uint64_t position);
 
 #endif

@@ -51,6 +51,7 @@ void takeover_tick(struct engine *e) {
 void backend_set(struct engine *e, enum backend_state state) {
     if (state == BACKEND_DIRTY && e->backend >= BACKEND_SYNCING) feed_stop(e);
     if (state == BACKEND_FED) e->feed.stays = false;
+    if (state != BACKEND_FED) stale_close(e);
     if (state == BACKEND_DIRTY && e->machine.protocol != NULL) machine_dirty(e);
     bool filled = state == BACKEND_FED && e->backend == BACKEND_SYNCING;
     if (filled) engine_log(e, 20, "the backend holds the cluster's data and follows the log");
@@ -137,6 +138,7 @@ static void takeover_begin(struct engine *e) {
     e->effect_index = e->log.effect_index;
     e->command_index = e->admin_index = e->covered_index = 0;
     e->counters.takeovers++;
+    stale_close(e); /* soon it holds what is not committed */
     links_depose(e); /* a former leader that merely stands still has its link open */
     if (e->machine.protocol != NULL) return machine_takeover_begin(e);
     if (e->admin.socket.source.fd < 0) {

@@ -15,11 +15,13 @@ from musidecar.cli import options
 @click.option("--dir", "folder", type=options.PATH, metavar="DIR", help="Its folder: new, empty or its own.")
 @click.option("--fabric", default="shm", show_default=True, metavar="NAME", help="What carries the log.")
 @click.option("--binary", metavar="PATH", help="The server to start.  [default: the backend's own, on PATH]")
+@click.option("--reads", type=click.Choice(["linearizable", "local"]), default="linearizable", show_default=True,
+              help="After READONLY: local may be stale.")
 @click.option("--restart", is_flag=True, help="Start a node that died again.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def verb(
-    backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str | None, restart: bool,
-    log_json: bool,
+    backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str | None, reads: str,
+    restart: bool, log_json: bool,
 ) -> None:  # fmt: skip
     """A cluster on this host, in the foreground.
 
@@ -37,6 +39,7 @@ def verb(
         backend=backend,
         fabric=fabric,
         binary=binary,
+        settings={"cluster": {"reads": reads}} if reads != "linearizable" else None,
         options=("--log-json",) if log_json else (),
     )
     try:

@@ -55,6 +55,7 @@ struct command_info {
     bool no_auth;        /* allowed before AUTH */
     bool blocking;       /* blocks outside MULTI, whatever its arguments (so not XREAD: ACTION_IF_BLOCK) */
     uint8_t queueing;    /* enum command_queueing */
+    bool may_be_stale;   /* a replica answers it as its master did a moment ago */
 };
 
 struct command_table;

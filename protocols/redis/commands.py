@@ -87,6 +87,7 @@ class Command:
     no_auth: bool
     blocking: bool
     queueing: Queueing = Queueing.PLAINLY
+    may_be_stale: bool = False
 
 
 Decision = tuple[Way, Action]
@@ -163,6 +164,19 @@ OVERRIDES: Mapping[str, Decision] = {
     **_each("replicaof slaveof failover shutdown", Way.REFUSE),
 }
 
+# What a replica answers as its master did a moment ago: data, by key or all of it.
+# Not: what has one server's cursor in it (SCAN), what tells of the server or of its memory (OBJECT, MEMORY), what
+# counts at the leader (TOUCH), what a replica may answer with a key that has expired (RANDOMKEY), scripts.
+_STALE = """
+    bitcount bitfield_ro bitpos dbsize exists expiretime geodist geohash geopos georadius_ro
+    georadiusbymember_ro geosearch get getbit getrange hexists hget hgetall hkeys hlen hmget hrandfield hstrlen
+    hvals keys lcs lindex llen lpos lrange mget pexpiretime pttl scard sdiff sinter sintercard sismember
+    smembers smismember sort_ro srandmember strlen substr sunion ttl type xlen xrange xread xrevrange zcard
+    zcount zdiff zinter zintercard zlexcount zmscore zrandmember zrange zrangebylex zrangebyscore zrank
+    zrevrange zrevrangebylex zrevrangebyscore zrevrank zscore zunion
+"""
+MAY_BE_STALE = frozenset(_STALE.split())
+
 # Commands all of whose sub-commands only look at the leader's Redis (or at its own counters), unless flagged "write".
 READ_CONTAINERS = frozenset({"command", "latency", "memory", "object", "pubsub", "slowlog", "xinfo"})
 
@@ -225,6 +239,7 @@ def _command(entry: Any, subs: bool) -> Command:
         no_auth="no_auth" in flags,
         blocking="blocking" in flags and way is Way.OWN,
         queueing=_queueing(flags),
+        may_be_stale=name in MAY_BE_STALE and way is Way.READ and "readonly" in flags,
     )
 
 
@@ -281,6 +296,7 @@ def command_table(commands: Iterable[Command]) -> Any:
         info.no_auth = command.no_auth
         info.blocking = command.blocking
         info.queueing = command.queueing
+        info.may_be_stale = command.may_be_stale
         if lib.command_table_add(table, info) != 0:
             raise ValueError(f"command table: cannot take {command.name!r}")
     return table

@@ -34,6 +34,9 @@ Once a client has a connection of its own all its requests go there, refused one
 nothing for it any more. Within MULTI ... EXEC what is read, written or would block travels with its transaction, as one
 block. Everything else there takes the open transaction to a connection of its own. "All nodes" holds there, too, and
 for other users, but not for parameters that the sidecar keeps: these are refused.
+
+What "may be stale" is answered by a follower's own Redis, outside MULTI, where `reads = "local"` is set and the client
+said READONLY.
 """
 
 CONFIG_KEPT = """Of these a client reads what a client has set, while each node's server has a value of its
@@ -57,7 +60,7 @@ NOTES = {
     Action.MULTI: "the transaction is gathered, and travels when EXEC comes",
     Action.AUTH: "credentials are shown to the backend; another user than `default`: own, stays",
     Action.HELLO: "the same with AUTH",
-    Action.READONLY: "to the leader's Redis, as a read",
+    Action.READONLY: "with `reads = \"local\"`: here; else to the leader's Redis",
     Action.ASKING: "to the leader's Redis, as a read",
     Action.UNWATCH: "",
     Action.CLOSE: "the connection closes: no Redis client says so",
@@ -111,6 +114,8 @@ def policy(command: Command) -> tuple[str, str]:
         return "all nodes", note
     if command.way is Way.OWN:
         return ("own, stays" if command.action in (Action.RAW, Action.SYNC, Action.REPLCONF) else "own"), note
+    if command.may_be_stale:
+        note = f"{note}; may be stale" if note else "may be stale"
     names = {Way.READ: "read", Way.WRITE: "write", Way.SESSION: "here", Way.ADMIN: "admin", Way.REFUSE: "refused"}
     return names[command.way], note
 

@@ -191,6 +191,7 @@ static struct session_decision step_reset(struct session *s, const struct sessio
     s->database = 0;
     s->protocol = 2;
     s->name[0] = 0;
+    s->readonly = false;
     s->authenticated = !context->password_needed;
     buffer_text(answer, "+RESET\r\n");
     return answered();
@@ -517,13 +518,20 @@ static struct session_decision step_state(struct session *s, const struct sessio
             if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
             if (context->busy && session_pauses(info, request, bytes)) return failed(answer, BUSY_TEXT);
             return step_client(s, context, info, request, bytes, answer);
-        default: return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
+        case ACTION_READONLY:
+            if (!context->stale_reads) break;
+            s->readonly = strcmp(info->name, "readonly") == 0;
+            buffer_text(answer, "+OK\r\n");
+            return answered();
+        default: break;
     }
+    return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
 }
 
 struct session_decision session_step(struct session *s, const struct session_context *context,
                                      const struct resp_request *request, const uint8_t *bytes, bool more,
                                      struct buffer *answer) {
+    struct session_decision d;
     const struct command_info *info = NULL;
     enum command_verdict verdict = command_lookup(context->commands, request, bytes, &info);
     if (s->own != OWN_NONE) return session_own_step(s, context, verdict == COMMAND_OK ? info : NULL, request, bytes);
@@ -561,7 +569,7 @@ struct session_decision session_step(struct session *s, const struct session_con
         default: break;
     }
     if (context->busy && strcmp(info->name, "function|stats") == 0) { /* tells what runs, and for how long */
-        struct session_decision d = submit(request, bytes, false);
+        d = submit(request, bytes, false);
         d.verdict = SESSION_ADMIN;
         return d;
     }
@@ -569,5 +577,7 @@ struct session_decision session_step(struct session *s, const struct session_con
         return failed(answer, BUSY_TEXT);
     if (info->action == ACTION_IF_BLOCK && command_blocks(request, bytes)) return session_own_enter(s, info, request, bytes);
     if (info->action == ACTION_DEBUG) return step_debug(s, context, info, request, bytes, answer);
-    return travel(info, request, bytes);
+    d = travel(info, request, bytes);
+    d.may_be_stale = s->readonly && info->may_be_stale;
+    return d;
 }

@@ -31,6 +31,7 @@ struct session_context { /* the same for all clients of a node */
     uint32_t databases;
     bool password_needed;
     bool busy;                   /* the backend runs a script that does not end: -BUSY */
+    bool stale_reads;            /* READONLY is taken: this node's own backend may answer */
     uint32_t followers;          /* how many other nodes hold what was answered, at least */
     uint64_t block_bytes_max;    /* a transaction may not be longer */
 };
@@ -67,6 +68,7 @@ struct session {
     bool own_multi, own_watch, own_stays; /* what the backend keeps for it */
     uint32_t own_queued;      /* in the open transaction there, so many commands */
     bool own_sets;            /* ... one of which is a setting's */
+    bool readonly;            /* READONLY: reads may be stale */
     bool replicates;          /* RAW, and to the end */
     bool other_user;          /* the backend checks what it may do */
     bool login, login_before; /* credentials are on their way on the own connection; other_user if they are refused */
@@ -120,6 +122,7 @@ struct session_decision {
     const uint8_t *bytes;
     size_t length;
     bool writes;                /* to be logged */
+    bool may_be_stale;          /* SUBMIT: its client is content with what a follower's backend says, which can say it */
     uint32_t replies, swallow;  /* the backend answers `replies` times, the first `swallow` are not for the client */
     bool stands_in;             /* the answer is +QUEUED, unless it is one of session_refuses_to_queue() */
     int32_t database_after;     /* >= 0: if the last reply is an array, the session is in this database */

@@ -275,6 +275,7 @@ static void note(struct session *s, const struct session_context *context, const
             s->database = 0;
             s->protocol = 2;
             s->name[0] = 0;
+            s->readonly = false;
             if (context != NULL && context->password_needed) s->own_stays = s->other_user = true; /* who is logged in the backend knows */
             break;
         default: break;

@@ -112,6 +112,16 @@ void replica_install(struct replica *r, uint64_t index, uint64_t position, uint6
     story_tell(story, index ^ position ^ hash);
 }
 
+void stale_asked(struct engine *e, uint32_t peer, const struct frame *f) {
+    (void)e;
+    CHECK(peer == PEER && f->length == 0);
+    story_tell(story, f->sequence);
+}
+void stale_answered(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
+    (void)e;
+    CHECK(peer == PEER && f->length == sizeof(uint64_t));
+    story_bytes(story, payload, f->length);
+}
 void owns_end(struct engine *e, uint32_t node) { (void)e, CHECK(node == PEER); }
 void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
     (void)e;

@@ -117,6 +117,14 @@ def test_no_write_goes_unlogged(by_name: dict[str, Command], flags: dict[str, se
             assert by_name[name].way in (Way.WRITE, Way.OWN), name
 
 
+def test_what_a_follower_may_answer(by_name: dict[str, Command], flags: dict[str, set[str]]) -> None:
+    may = {name for name, command in by_name.items() if command.may_be_stale}
+    assert may == commands.MAY_BE_STALE, "there is each of them"
+    assert all(by_name[name].way is Way.READ and "readonly" in flags[name] for name in may)
+    never = words("scan hscan sscan zscan touch randomkey eval_ro evalsha_ro fcall_ro pfcount info role")
+    assert may.isdisjoint(never) and set(never) <= set(by_name)
+
+
 def test_reads_leave_no_trace_in_the_stream() -> None:
     """Each READ that is not flagged readonly, run as well as can be, moves no replication offset."""
     arguments = {

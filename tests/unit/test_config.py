@@ -104,6 +104,7 @@ def test_unknown_key_suggests_the_nearest(where: Any, key: str, expected: str) -
         ("timing", {"hazard_us": 3000}, "timing.hazard_us: 3000 must be less than suspect_us"),
         ("timing", {"request_us": 150_000}, "timing.request_us: 150000 must be less than fail_us"),
         ("timing", {"takeover_timeout_ms": 20}, "timing.takeover_timeout_ms: 20 must be"),
+        ("timing", {"stale_ms": 7}, "timing.stale_ms: 7 must be more than feed_delay_us and tick_idle_us"),
         ("timing", {"backend_timeout_ms": 30}, "timing.backend_timeout_ms: 30 must be more than fail_us"),
         ("timing", {"fail_us": 0}, "timing.fail_us: input should be greater than or equal to 1, not 0"),
         ("timing", {"fail_us": True}, "timing.fail_us: input should be a valid integer, not True"),
@@ -176,6 +177,18 @@ def test_nodes_that_join_later() -> None:
 def test_bad_addresses(text: object) -> None:
     with pytest.raises(ValueError, match=r"host:port|1\.\.65535"):
         split_address(text)
+
+
+def test_a_node_may_read_otherwise_than_the_others() -> None:
+    data = good()
+    plain = parse(data, FILE)
+    assert not any(map(plain.reads_locally, plain.nodes))
+    data["cluster"]["reads"] = "local"
+    data["nodes"][1]["reads"] = "linearizable"
+    mixed = parse(data, FILE)
+    assert [mixed.reads_locally(node) for node in mixed.nodes] == [True, False, True]
+    (line,) = problems(lambda d: d["nodes"][1].update(reads="stale"))
+    assert line == "cluster.toml: nodes[1].reads: input should be 'linearizable' or 'local', not 'stale'"
 
 
 def test_good_addresses() -> None:

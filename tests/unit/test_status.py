@@ -112,6 +112,18 @@ def test_lag_and_different_logs(config: Cluster) -> None:
     assert problems(snapshot(n3={"log_hash": "cd", "hash_index": 8}), config) == []
 
 
+def test_table_shows_local_reads_where_there_may_be_some() -> None:
+    def shown(**nodes: Any) -> str:
+        console = Console(width=160)
+        with console.capture() as captured:
+            console.print(table(snapshot(**nodes)))
+        return captured.get()
+
+    assert "local reads" not in shown()
+    text = shown(n2={"reads_locally": True, "local_reads": 4711})
+    assert "local reads" in text and text.count("4711") == 1
+
+
 def test_table_shows_every_node() -> None:
     console = Console(width=160)
     with console.capture() as captured:
