@@ -23,6 +23,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "check.h"
+
 #define FABRIC_NODES_MAX 8  /* members of one cluster, self included; ids are 0 .. nodes-1 */
 #define FABRIC_INLINE_MAX 64
 
@@ -90,5 +92,14 @@ struct fabric {
     uint32_t nodes;
     const struct fabric_host *host; /* NULL in the simulator's */
 };
+
+static inline bool fabric_is_peer(const struct fabric *f, uint32_t peer) { return peer < f->nodes && peer != f->self; }
+
+/* Of every post in every fabric: it is to a peer, and stays in the region. */
+static inline void fabric_check_post(const struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t region_bytes,
+                                     uint64_t offset, uint32_t length) {
+    CHECK(fabric_is_peer(f, peer) && region < FABRIC_REGIONS);
+    CHECK(length > 0 && length <= region_bytes && offset <= region_bytes - length);
+}
 
 #endif

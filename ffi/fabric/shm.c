@@ -113,14 +113,13 @@ static void remember(struct shm *s, struct shm_link *link, uint32_t peer, enum s
 
 /* The link if posts to it can have an effect. */
 static struct shm_link *usable(struct shm *s, uint32_t peer) {
-    CHECK(peer < s->config.nodes && peer != s->config.self);
     struct shm_link *link = shm_link_of(s, peer);
     return link && atomic_load_explicit(&link->open, memory_order_acquire) ? link : NULL;
 }
 
-static void check_range(const struct shm *s, enum fabric_region region, uint64_t offset, uint32_t length) {
+static void check_post(const struct shm *s, uint32_t peer, enum fabric_region region, uint64_t offset, uint32_t length) {
     uint64_t bytes = region == FABRIC_LOG ? s->config.log_bytes : s->config.background_bytes;
-    CHECK(length <= bytes && offset <= bytes - length);
+    fabric_check_post(&s->fabric, peer, region, bytes, offset, length);
 }
 
 /* In two parts where a test wants to stop between them. */
@@ -147,9 +146,9 @@ static void write_log(struct shm *s, struct shm_link *link, uint64_t offset, con
 static void post_write(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, const void *bytes,
                        uint32_t length, uint64_t id) {
     struct shm *s = shm_of(f);
+    check_post(s, peer, region, offset, length);
     struct shm_link *link = usable(s, peer);
     enum shm_post_kind kind = region == FABRIC_LOG ? SHM_POST_LOG_WRITE : SHM_POST_BACKGROUND;
-    check_range(s, region, offset, length);
     s->counters.writes++;
     s->counters.write_bytes += length;
     if (!link) {
@@ -167,9 +166,9 @@ static void post_write(struct fabric *f, uint32_t peer, enum fabric_region regio
 static void post_read(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, void *into,
                       uint32_t length, uint64_t id) {
     struct shm *s = shm_of(f);
+    check_post(s, peer, region, offset, length);
     struct shm_link *link = usable(s, peer);
     enum shm_post_kind kind = region == FABRIC_LOG ? SHM_POST_LOG_READ : SHM_POST_BACKGROUND;
-    check_range(s, region, offset, length);
     s->counters.reads++;
     if (!link) {
         remember(s, NULL, peer, kind, FABRIC_DOWN, id);
@@ -197,6 +196,7 @@ static int poll_completions(struct fabric *f, struct fabric_completion *out, int
 
 static void accept_permission(struct fabric *f, uint32_t peer, uint64_t epoch) {
     struct shm *s = shm_of(f);
+    CHECK(fabric_is_peer(f, peer));
     struct shm_link *link = usable(s, peer);
     shm_settle(s); /* under the former token */
     if (!link) return;
@@ -212,6 +212,7 @@ static void accept_permission(struct fabric *f, uint32_t peer, uint64_t epoch) {
 }
 
 static void wake(struct fabric *f, uint32_t peer) {
+    CHECK(fabric_is_peer(f, peer));
     struct shm_link *link = usable(shm_of(f), peer);
     if (link) shm_ring(link->doorbell);
 }

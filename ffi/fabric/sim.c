@@ -200,9 +200,8 @@ void sim_advance(struct sim *s, uint64_t now_us) {
 static void post(struct sim_node *n, uint32_t peer, enum fabric_region region, struct sim_post what,
                  const void *bytes) {
     struct sim *s = n->sim;
-    CHECK(peer < s->config.nodes && peer != n->fabric.self && region < FABRIC_REGIONS);
-    uint64_t size = region == FABRIC_LOG ? s->config.log_bytes : s->config.background_bytes;
-    CHECK(what.length > 0 && what.offset <= size && what.length <= size - what.offset);
+    uint64_t bytes_max = region == FABRIC_LOG ? s->config.log_bytes : s->config.background_bytes;
+    fabric_check_post(&n->fabric, peer, region, bytes_max, what.offset, what.length);
     struct sim_link *link = n->links[peer][region];
     CHECK(link->end - link->first < SIM_QUEUE);
     if (what.write && what.length <= FABRIC_INLINE_MAX) memcpy(what.small, bytes, what.length);

@@ -246,17 +246,20 @@ static void put_off(struct verbs *v, uint32_t peer, struct verbs_queue *q, struc
     v->counters.waits++;
 }
 
-/* The place of the next post of a queue. */
-static inline struct verbs_post *next_post(struct verbs *v, uint32_t peer, struct verbs_queue *q) {
+/* Fills in the next place of a queue, and sends it if nothing waits before it. Field by field: a copy of the whole is made
+ * in the stack first. */
+static inline void fill(struct verbs *v, uint32_t peer, struct verbs_queue *q, struct verbs_post wanted) {
     if (__builtin_expect(q->posted - q->settled >= VERBS_STUCK, 0)) give_up_stuck(v, peer, q);
     CHECK(q->posted - q->taken < VERBS_POSTS);
-    return post_at(q, q->posted);
-}
-
-/* Sends what stands in that place now. */
-static inline void post(struct verbs *v, uint32_t peer, struct verbs_queue *q, struct verbs_post *post) {
+    struct verbs_post *post = post_at(q, q->posted);
+    post->id = wanted.id;
+    post->offset = wanted.offset;
+    post->source = wanted.source; /* or `into` */
     post->staged = 0;
+    post->length = wanted.length;
     post->session = q->session;
+    post->kind = wanted.kind;
+    post->internal = wanted.internal;
     post->status = foreseen(&v->peers[peer], q, post);
     bool first = q->sent == q->posted;
     q->posted++;
@@ -264,57 +267,37 @@ static inline void post(struct verbs *v, uint32_t peer, struct verbs_queue *q, s
     put_off(v, peer, q, post, first);
 }
 
-static void check_post(const struct verbs *v, uint32_t peer, enum fabric_region region, uint64_t offset, uint32_t length) {
-    CHECK(peer < v->config.nodes && peer != v->config.self && region < FABRIC_REGIONS);
+/* The queue of a caller's post. */
+static inline struct verbs_queue *queue_for(struct verbs *v, uint32_t peer, enum fabric_region region, uint64_t offset,
+                                            uint32_t length) {
     uint64_t bytes = region == FABRIC_LOG ? v->config.log_bytes : v->config.background_bytes;
-    CHECK(length > 0 && length <= bytes && offset <= bytes - length);
+    fabric_check_post(&v->fabric, peer, region, bytes, offset, length);
+    verbs_adopt(v);
+    return v->peers[peer].queues[region];
 }
 
 void verbs_post_write(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, const void *bytes,
                       uint32_t length, uint64_t id) {
     struct verbs *v = verbs_of(f);
-    check_post(v, peer, region, offset, length);
-    verbs_adopt(v);
+    struct verbs_queue *q = queue_for(v, peer, region, offset, length);
     v->counters.writes++;
     v->counters.write_bytes += length;
-    struct verbs_queue *q = v->peers[peer].queues[region];
-    struct verbs_post *place = next_post(v, peer, q);
-    place->id = id;
-    place->offset = offset;
-    place->source = bytes;
-    place->length = length;
-    place->kind = VERBS_WRITE;
-    place->internal = false;
-    post(v, peer, q, place);
+    fill(v, peer, q, (struct verbs_post){.id = id, .kind = VERBS_WRITE, .offset = offset, .source = bytes, .length = length});
 }
 
 void verbs_post_read(struct fabric *f, uint32_t peer, enum fabric_region region, uint64_t offset, void *into,
                      uint32_t length, uint64_t id) {
     struct verbs *v = verbs_of(f);
-    check_post(v, peer, region, offset, length);
-    verbs_adopt(v);
+    struct verbs_queue *q = queue_for(v, peer, region, offset, length);
     v->counters.reads++;
-    struct verbs_queue *q = v->peers[peer].queues[region];
-    struct verbs_post *place = next_post(v, peer, q);
-    place->id = id;
-    place->offset = offset;
-    place->into = into;
-    place->length = length;
-    place->kind = VERBS_READ;
-    place->internal = false;
-    post(v, peer, q, place);
+    fill(v, peer, q, (struct verbs_post){.id = id, .kind = VERBS_READ, .offset = offset, .into = into, .length = length});
 }
 
 void verbs_post_internal(struct verbs *v, uint32_t peer, enum verbs_kind kind, uint64_t offset, const void *bytes, uint32_t length) {
     struct verbs_queue *q = v->peers[peer].queues[FABRIC_BACKGROUND];
     if (!v->peers[peer].link || q->broken) return;
-    struct verbs_post *place = next_post(v, peer, q);
-    place->offset = offset;
-    place->source = bytes;
-    place->length = length;
-    place->kind = (uint8_t)kind;
-    place->internal = true;
-    post(v, peer, q, place);
+    fill(v, peer, q,
+         (struct verbs_post){.kind = (uint8_t)kind, .offset = offset, .source = bytes, .length = length, .internal = true});
 }
 
 /* ---- telling ----------------------------------------------------------------------------------------------------------- */

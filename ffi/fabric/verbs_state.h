@@ -29,8 +29,10 @@ enum verbs_kind { VERBS_WRITE, VERBS_READ, VERBS_RING };
 
 struct verbs_post {
     uint64_t id, offset;
-    const uint8_t *source; /* of a write; one of at most FABRIC_INLINE_MAX that has to wait is in `kept` */
-    uint8_t *into;         /* of a read */
+    union {
+        const uint8_t *source; /* of a write; one of at most FABRIC_INLINE_MAX that has to wait is in `kept` */
+        uint8_t *into;         /* of a read */
+    };
     uint64_t staged;       /* staging in use up to here once it is sent; 0: none of its own */
     uint32_t length;
     uint32_t session;

@@ -4,43 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from tests.fault.clients import Crowd
-from tests.fault.nursery import Nursery
-from tests.vm.hosts import Network
-from tests.vm.hosts_cluster import START_S, HostsBed, Siege, siege
+from tests.vm.hosts_cluster import HostsBed, Siege, siege
 
 TIME_LIMIT_S = 600  # of one test; it takes a fifth of that where nothing else runs
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    one = Network()
-    yield one
-    one.remove()
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(timeout_s=START_S) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def crowd() -> Iterator[Crowd]:
-    with Crowd() as one:
-        yield one
-
-
-@pytest.fixture
-def bed(nursery: Nursery, crowd: Crowd, network: Network) -> Iterator[HostsBed]:
-    with HostsBed(nursery, network) as one:
-        yield one
-    assert one.leftovers() == []
 
 
 def stop_and_continue(s: Siege) -> None:

@@ -22,13 +22,6 @@ with Peer("rxe1") as a, Peer("rxe3") as b:
 """
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[hosts.Network]:
-    one = hosts.Network()
-    yield one
-    one.remove()
-
-
 def packets_from(host: int) -> int:
     """How many the switch has got from a host's RDMA cable."""
     path = f"/sys/class/net/r{host}/statistics/rx_packets"

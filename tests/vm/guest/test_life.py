@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,8 +15,6 @@ from musidecar import membership, recovery
 from musidecar.reinit import reinit
 from musidecar.testbed import TestbedError
 from tests.fault.clients import Crowd
-from tests.fault.nursery import Nursery
-from tests.vm.hosts import Network
 from tests.vm.hosts_cluster import POLL_S, START_S, HostsBed, siege
 
 TIME_LIMIT_S = 600
@@ -25,29 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIME_LIMIT_S)]
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    one = Network(4)
-    yield one
-    one.remove()
+def host_count() -> int:
+    return 4
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(timeout_s=START_S) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def crowd() -> Iterator[Crowd]:
-    with Crowd() as one:
-        yield one
-
-
-@pytest.fixture
-def bed(nursery: Nursery, network: Network) -> Iterator[HostsBed]:
-    with HostsBed(nursery, network, joining=[4]) as one:
-        yield one
-    assert one.leftovers() == []
+def joining() -> Sequence[int]:
+    return (4,)
 
 
 def end(bed: HostsBed, nodes: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
