@@ -146,6 +146,10 @@ class Engine:
         """Hands the RDB over that the engine asked for under `number`; takes the descriptor."""
         self._check(lib.engine_install_rdb(self._e, fd, length, offset, number), "RDB")
 
+    def install_copy(self, done: int, given: int, exact: int, number: int) -> None:
+        """The own backend was filled, as the engine asked for under `number`; the rest as engine.h has it."""
+        self._check(lib.engine_install_copy(self._e, done, given, exact, number), "copy")
+
     def install_tail(self, piece: bytes, number: int) -> None:
         """Hands the piece of the stream over that the engine asked for under `number`."""
         self._check(lib.engine_install_tail(self._e, ffi.from_buffer(piece), len(piece), number), "changes")

@@ -83,7 +83,10 @@ class Fetching:
         given = got.foot.get("given")
         if not isinstance(given, int) or given < got.offset:
             raise transfer.TransferFailed(f"node {got.node} does not say how far its server was given the log")
-        self._engine.install_rdb(-1, given, got.offset, self._number)
+        exact = got.head.get("exact", 0)
+        if not isinstance(exact, int):
+            raise transfer.TransferFailed(f"node {got.node} does not say what the copy holds")
+        self._engine.install_copy(got.offset, given, exact, self._number)
 
     def _take_tail(self, after: int) -> None:
         got = transfer.fetch_tail(

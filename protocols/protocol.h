@@ -74,7 +74,10 @@ struct protocol {
     void (*request)(const struct protocol_limits *limits, const uint8_t *bytes, size_t length, struct protocol_request *r,
                     struct buffer *answer);
     /* READ, WRITE, LOCAL: appends what the backend is given, which it answers exactly once. */
-    void (*rewrite)(const struct protocol_request *r, const uint8_t *bytes, uint64_t now_s, struct buffer *out);
+    void (*rewrite)(const struct protocol_request *r, const uint8_t *bytes, uint64_t now_us, struct buffer *out);
+    /* NULL, or: appends what goes in front of a logged request where it is given to a backend. Numbers rise along the log and are the
+     * same at every node. A backend that is told them says in a copy up to which one it holds (engine_install_copy()). */
+    void (*stamp)(uint64_t number, struct buffer *out);
     /* DECIDE: appends what the backend is asked; returns how often it answers that. */
     uint32_t (*question)(const struct protocol_request *r, const uint8_t *bytes, struct buffer *out);
     /* DECIDE: `item` becomes what the backend's answers to the question say. False: they are none. */

@@ -220,16 +220,17 @@ static void apply_command(struct engine *e, const struct record_header *record) 
     bool more = record->flags & RECORD_MORE;
     if (!a->open && !more) {
         note_origins(log, record_payload(record), record->length);
-        if (e->machine.protocol != NULL) machine_apply(e, record->index, record_payload(record), record->length);
+        if (e->machine.protocol != NULL) machine_apply(e, record->index, record->index, record_payload(record), record->length);
         else uncovered_add(log, record->index, record_payload(record), record->length, NULL);
         return;
     }
+    if (!a->open) a->first = record->index;
     buffer_append(&a->bytes, record_payload(record), record->length);
     a->open = more;
     if (more) return;
     note_origins(log, buffer_bytes(&a->bytes), buffer_length(&a->bytes));
     if (e->machine.protocol != NULL) {
-        machine_apply(e, record->index, buffer_bytes(&a->bytes), buffer_length(&a->bytes));
+        machine_apply(e, a->first, record->index, buffer_bytes(&a->bytes), buffer_length(&a->bytes));
         buffer_clear(&a->bytes);
         buffer_trim(&a->bytes, OWN_BYTES_MIN);
         return;

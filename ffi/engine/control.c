@@ -93,6 +93,10 @@ int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset
     return control_push(e, (struct control){.kind = CONTROL_RDB, .fd = fd, .bytes = bytes, .offset = offset, .number = number});
 }
 
+int engine_install_copy(struct engine *e, uint64_t done, uint64_t given, uint64_t exact, uint64_t number) {
+    return control_push(e, (struct control){.kind = CONTROL_COPY, .fd = -1, .bytes = given, .offset = done, .exact = exact, .number = number});
+}
+
 int engine_install_tail(struct engine *e, const void *bytes, uint64_t length, uint64_t number) {
     uint8_t *tail = malloc(length > 0 ? length : 1);
     CHECK(tail != NULL);
@@ -174,10 +178,8 @@ void controls_handle(struct engine *e) {
                 break;
             case CONTROL_LINK: link_add(e, control.peer, control.fd); break;
             case CONTROL_PEER: control_peer(e, &control); break;
-            case CONTROL_RDB:
-                if (e->machine.protocol != NULL) machine_filled(e, &control);
-                else feed_rdb(e, &control);
-                break;
+            case CONTROL_RDB: feed_rdb(e, &control); break;
+            case CONTROL_COPY: machine_filled(e, &control); break;
             case CONTROL_TAIL: claim_tail(e, &control); break;
             case CONTROL_RDB_FAILED:
                 if (e->machine.protocol != NULL) machine_copy_failed(e, control.number);

@@ -202,8 +202,8 @@ struct big { /* a request larger than one record, on its way into the log; nothi
 struct listener { struct source source; struct listener *next; };
 enum control_kind { CONTROL_LISTEN, CONTROL_LISTEN_FEED, CONTROL_LINK, CONTROL_RDB, CONTROL_TAIL, CONTROL_RDB_FAILED, CONTROL_PEER,
                     CONTROL_HAND_OVER, CONTROL_PAUSE, CONTROL_BACKEND_READY,
-                    CONTROL_REMOVE };
-struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number; uint8_t *tail; };
+                    CONTROL_REMOVE, CONTROL_COPY };
+struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number, exact; uint8_t *tail; };
 
 struct engine {
     struct engine_config config;
@@ -250,7 +250,7 @@ struct engine {
     struct client_pause client_pause;
 
     uint8_t *batch;               /* reserved place of the COMMAND record being filled */
-    uint32_t batch_used;
+    uint32_t batch_used, batch_entries;
     uint64_t command_index;       /* last COMMAND proposed */
     uint64_t admin_index;         /* last ADMIN proposed */
     uint64_t effect_index;        /* last EFFECT proposed, or the log's when this node took over */

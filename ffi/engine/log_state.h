@@ -15,7 +15,7 @@ struct uncovered { /* a COMMAND record whose effect is in no committed EFFECT */
     uint8_t *own; /* the bytes of a large one; NULL: in uncovered_bytes, in order */
 };
 
-struct assembly { bool open; struct buffer bytes; }; /* pieces of a COMMAND so far */
+struct assembly { bool open; uint64_t first; struct buffer bytes; }; /* pieces of a COMMAND so far, from that record on */
 struct effect_assembly { bool open; struct effect_head head; uint64_t received; struct buffer replies; }; /* the stream's bytes are the feed's */
 
 #define EPOCHS_KEPT 64u

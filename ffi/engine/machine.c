@@ -110,11 +110,22 @@ static void append(struct engine *e, const void *bytes, size_t length, struct ex
     *(struct expect *)queue_push(&s->expects) = expect;
 }
 
-void machine_place(struct engine *e, uint64_t index, const uint8_t *bytes, size_t length) {
+void machine_stamp(struct engine *e, uint64_t number) {
+    struct shared *s = &e->shared;
+    size_t before = buffer_length(&s->socket.out);
+    if (e->machine.protocol == NULL || e->machine.protocol->stamp == NULL) return;
+    e->machine.protocol->stamp(number, &s->socket.out);
+    s->appended += buffer_length(&s->socket.out) - before;
+}
+
+void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length) {
     struct machine *m = &e->machine;
     struct command_entry entry;
+    uint64_t number = machine_number(first, 0);
     for (size_t at = 0; at < length; at += sizeof entry + entry.length) {
         CHECK(command_entry_read(bytes + at, length - at, &entry) && entry.swallow <= entry.length);
+        if (++number <= m->copied) continue;
+        machine_stamp(e, number);
         const struct origin *o = &entry.origin;
         size_t command = entry.length - entry.swallow;
         buffer_append(&m->replies, bytes + at + sizeof entry + command, entry.swallow);
@@ -127,11 +138,11 @@ void machine_place(struct engine *e, uint64_t index, const uint8_t *bytes, size_
     turn_mark(e, index);
 }
 
-void machine_apply(struct engine *e, uint64_t index, const uint8_t *bytes, size_t length) {
+void machine_apply(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length) {
     struct machine *m = &e->machine;
     if (index <= m->placed) return; /* by this node, when it logged it */
-    if (m->collects) machine_collect(e, index, bytes, length);
-    else if (e->backend >= BACKEND_SYNCING && index > m->copied) machine_place(e, index, bytes, length);
+    if (m->collects) machine_collect(e, first, index, bytes, length);
+    else if (e->backend >= BACKEND_SYNCING) machine_place(e, first, index, bytes, length);
 }
 
 void machine_applied(struct engine *e, uint64_t index) {

@@ -30,6 +30,8 @@ struct place { /* the answers to what stands before `end` have come: so has all 
     uint64_t end, index;
 };
 
+struct collected { uint64_t first, index, length; };
+
 struct local { /* a client's connection to its own node's backend; see machine_local.c */
     struct socket *socket;
     struct protocol_reply state;
@@ -58,15 +60,20 @@ struct machine {
     /* The backend is being filled (machine_copy.c). */
     bool collects, want_pending;
     uint64_t collected_from, want_number, want_again_us;
-    struct buffer collected;         /* struct place with the length for `end`, payload */
-    uint64_t copied, complete;       /* the copy holds all up to `copied`; with the records up to `complete` it is whole */
+    struct buffer collected;         /* struct collected, payload */
+    uint64_t copied, complete;       /* the copy holds all up to the request `copied`; with the records up to `complete` it is whole */
 };
 
-static inline uint64_t machine_now_s(void) {
+static inline uint64_t machine_now_us(void) {
     struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    return (uint64_t)now.tv_sec;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 }
+static inline uint64_t machine_now_s(void) { return machine_now_us() / 1000000u; }
+
+/* A logged request's place in the log: the record it begins in, and which request of that it is. */
+#define STAMP_BITS 24u
+static inline uint64_t machine_number(uint64_t index, uint64_t ordinal) { return index << STAMP_BITS | ordinal; }
 
 /* machine.c */
 bool machine_init(struct engine *e);
@@ -78,7 +85,9 @@ void machine_admin_event(struct engine *e);
 void machine_closed(struct engine *e);                       /* ... is gone, and all that it held */
 void machine_sealed(struct engine *e, uint64_t index);       /* what was appended belongs to this record */
 void machine_given(struct engine *e, uint64_t index);        /* may leave for the backend: the record is committed */
-void machine_apply(struct engine *e, uint64_t index, const uint8_t *bytes, size_t length);
+void machine_stamp(struct engine *e, uint64_t number);      /* in front of what is placed next */
+/* A record; it began with the one at `first`, where it takes several. */
+void machine_apply(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length);
 void machine_applied(struct engine *e, uint64_t index);
 void machine_turn_end(struct engine *e);
 void machine_step(struct engine *e);
@@ -86,7 +95,7 @@ void machine_recede(struct engine *e);                       /* this node does n
 void machine_takeover_begin(struct engine *e);
 uint64_t machine_done(const struct engine *e);               /* last record that the backend has done, with all before it */
 bool machine_caught_up(const struct engine *e);              /* the backend has answered everything */
-void machine_place(struct engine *e, uint64_t index, const uint8_t *bytes, size_t length);
+void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length);
 /* Logs the request in machine.command and what its client is answered in machine.reply. False: no room now. */
 bool machine_write(struct engine *e, const struct request *r, uint32_t style);
 
@@ -110,7 +119,7 @@ void machine_want_copy(struct engine *e);
 void machine_filled(struct engine *e, const struct control *c);
 void machine_copy_failed(struct engine *e, uint64_t number);
 void machine_copy_step(struct engine *e);
-void machine_collect(struct engine *e, uint64_t index, const uint8_t *bytes, size_t length);
+void machine_collect(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length);
 void machine_dirty(struct engine *e);
 
 #endif

@@ -1,8 +1,9 @@
 /*
  * machine_copy.c: filling the backend of a machine (machine.h). The control plane copies another node's data while requests go
- * on, so a copy is of no one moment: it began when the donor's backend had done all records up to `copied`, and holds
- * nothing of what is behind `complete`. Every logged request says outright what its key holds afterwards. So the records
- * behind `copied` are given to the backend on top of the copy, and from `complete` on its data is the log's.
+ * on, so a copy is of no one moment: it began when the donor's backend had done all records up to some index, and holds nothing
+ * of what is behind `complete`. Every logged request says outright what its key holds afterwards. So what is behind that index is
+ * given to the backend on top of the copy, and from `complete` on its data is the log's. A backend that is told the numbers
+ * of its requests copies at one moment, and says which: then nothing is given to it twice.
  */
 #include "engine/engine_state.h"
 
@@ -33,9 +34,9 @@ void machine_copy_failed(struct engine *e, uint64_t number) {
     m->want_again_us = e->now_us + WANT_AGAIN_US;
 }
 
-void machine_collect(struct engine *e, uint64_t index, const uint8_t *bytes, size_t length) {
+void machine_collect(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length) {
     struct machine *m = &e->machine;
-    const struct place head = {length, index};
+    const struct collected head = {first, index, length};
     if (buffer_length(&m->collected) + length > e->config.feed_bytes_max) {
         engine_log(e, 30, "the backend was not filled in time for what was written meanwhile (limits.feed_bytes_max): it will be, from the start");
         machine_copy_failed(e, m->want_number);
@@ -50,20 +51,20 @@ void machine_filled(struct engine *e, const struct control *c) {
     if (c->number != m->want_number || !m->want_pending) return;
     if (c->offset < m->collected_from) return machine_copy_failed(e, c->number);
     m->collects = m->want_pending = false;
-    m->copied = c->offset;
+    m->copied = m->protocol->stamp != NULL ? c->exact : machine_number(c->offset + 1, 0) - 1;
     m->complete = c->bytes;
     e->counters.refilled++;
     backend_set(e, BACKEND_SYNCING);
     const uint8_t *at = buffer_bytes(&m->collected);
     for (size_t left = buffer_length(&m->collected); left > 0;) {
-        struct place head;
+        struct collected head;
         memcpy(&head, at, sizeof head);
-        if (head.index > m->copied) machine_place(e, head.index, at + sizeof head, head.end);
-        at += sizeof head + head.end;
-        left -= sizeof head + head.end;
+        machine_place(e, head.first, head.index, at + sizeof head, head.length);
+        at += sizeof head + head.length;
+        left -= sizeof head + head.length;
     }
     buffer_free(&m->collected);
-    if (m->copied > atomic_load(&m->done)) atomic_store(&m->done, m->copied);
+    if (c->offset > atomic_load(&m->done)) atomic_store(&m->done, c->offset);
 }
 
 void machine_copy_step(struct engine *e) {

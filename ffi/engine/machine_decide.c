@@ -119,7 +119,7 @@ static bool write_as_it_stands(struct engine *e, const struct request *r, const 
     struct machine *m = &e->machine;
     buffer_clear(&m->command);
     buffer_clear(&m->reply);
-    m->protocol->rewrite(q, bytes, machine_now_s(), &m->command);
+    m->protocol->rewrite(q, bytes, machine_now_us(), &m->command);
     return machine_write(e, r, q->style);
 }
 
@@ -226,7 +226,7 @@ bool machine_submit(struct engine *e, const struct request *r, struct buffer *ho
     if (q.class == PROTOCOL_READ) {
         const struct expect expect = read_expect(e, r, &q);
         buffer_clear(&m->command);
-        m->protocol->rewrite(&q, bytes, machine_now_s(), &m->command);
+        m->protocol->rewrite(&q, bytes, machine_now_us(), &m->command);
         turn_forward(e, 0, 2, buffer_bytes(&m->command), buffer_length(&m->command), &expect);
         m->reads = true;
         return true;

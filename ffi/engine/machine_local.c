@@ -36,7 +36,7 @@ bool machine_ask_local(struct engine *e, struct client *c, const struct protocol
     l->streams = q->class == PROTOCOL_STREAM;
     c->local_backend = l;
     c->barrier = true; /* and nothing else: a change of leaders does not concern it */
-    e->machine.protocol->rewrite(q, bytes, machine_now_s(), &l->socket->out);
+    e->machine.protocol->rewrite(q, bytes, machine_now_us(), &l->socket->out);
     source_watch(e, &l->socket->source, EPOLLIN);
     size_t written;
     socket_flush(e, l->socket, buffer_length(&l->socket->out), &written);

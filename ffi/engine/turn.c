@@ -36,7 +36,7 @@ static bool batch_append(struct engine *e, const struct command_entry *entry, co
     if (e->batch != NULL && e->batch_used + need > most) turn_seal(e);
     if (e->batch == NULL) {
         e->batch = replica_reserve(e->replica, RECORD_COMMAND, most);
-        e->batch_used = 0;
+        e->batch_used = e->batch_entries = 0;
         if (e->batch == NULL) {
             e->stalled = true;
             return false;
@@ -46,6 +46,7 @@ static bool batch_append(struct engine *e, const struct command_entry *entry, co
     memcpy(e->batch + e->batch_used + sizeof *entry, bytes, entry->length);
     if (entry->flags & COMMAND_FORWARDED) e->batch[offsetof(struct command_entry, flags)] |= COMMAND_ANY_FORWARDED;
     e->batch_used += need;
+    e->batch_entries++;
     return true;
 }
 
@@ -191,6 +192,7 @@ void turn_big(struct engine *e) {
             return;
         }
         uint32_t head = big->proposed == 0 ? sizeof big->entry : 0;
+        if (head > 0) machine_stamp(e, machine_number(replica_last(e->replica) + 1, 1));
         const uint8_t *piece = buffer_bytes(&big->bytes) + (head > 0 ? 0 : big->proposed - sizeof big->entry);
         memcpy(payload, &big->entry, head);
         memcpy(payload + head, piece, length - head);
@@ -220,6 +222,7 @@ bool turn_log(struct engine *e, const struct command_entry *entry, const uint8_t
         return true;
     }
     if (!batch_append(e, entry, bytes)) return false;
+    machine_stamp(e, machine_number(replica_last(e->replica) + 1, e->batch_entries));
     turn_forward(e, entry->database, entry->protocol, bytes, forwarded, expect);
     return true;
 }

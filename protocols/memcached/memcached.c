@@ -9,13 +9,17 @@ void memcached_status(const char *name, uint64_t value, struct buffer *out) {
     else buffer_append(out, line, (size_t)snprintf(line, sizeof line, "STAT %.90s %llu\r\n", name, (unsigned long long)value));
 }
 
+static void rewrite(const struct protocol_request *r, const uint8_t *bytes, uint64_t now_us, struct buffer *out) {
+    memcached_rewrite(r, bytes, now_us / 1000000u, out);
+}
+
 const struct protocol memcached_protocol = {
     .name = "memcached",
     .ping = "mn\r\n",
     .full = "ERROR Too many open connections\r\n",
     .item_bytes = sizeof(struct memcached_item),
     .request = memcached_request,
-    .rewrite = memcached_rewrite,
+    .rewrite = rewrite,
     .question = memcached_question,
     .item = memcached_item,
     .item_free = memcached_item_free,
