@@ -49,7 +49,8 @@ static void say_remaining(struct deciding *d, int64_t expires_s) {
     else put_u64(d->reply, left > 0 && expires_s != GONE ? (uint64_t)left : 0);
 }
 
-/* Those of `letters`, in the order of the request. N and T, where they are among them, set what a t behind them says. */
+/* Those of `letters`, in the order of the request. N and T, where they are among them, set what a t behind them says; s f l h are those of
+ * an item just made, and empty. */
 void say_meta_flags(struct deciding *d, const char *letters, bool stored, int64_t expires_s) {
     const struct parts *p = d->parts;
     for (uint8_t i = 0; i < p->flag_count; i++) {
@@ -63,6 +64,7 @@ void say_meta_flags(struct deciding *d, const char *letters, bool stored, int64_
         if (f->letter == 'k') say_key(d);
         else if (f->letter == 'c') buffer_append(d->reply, stored ? "" : "0", 1); /* a NUL: STYLE_REPLY */
         else if (f->letter == 't') say_remaining(d, expires_s);
+        else if (strchr("sflh", f->letter) != NULL) buffer_append(d->reply, "0", 1);
     }
 }
 

@@ -69,9 +69,25 @@ bool decide_touch(struct deciding *d) {
 
 /* ---- mg ---------------------------------------------------------------------------------------------------------------------------- */
 
+/*
+ * The server prints the key of an item that N made as it is, even under a key that is no text: a line end in it would end the answer. So
+ * such an item is stored in the usual way, and that its token is out is not known to the server.
+ */
+static bool mg_create_binary(struct deciding *d) {
+    const struct parts *p = d->parts;
+    int64_t expires_s = created_expires_s(d);
+    put_store(d, one_piece(NULL, 0), 0, expires_s, true, p->wants_cas);
+    item_stored(d, one_piece(NULL, 0), 0, expires_s, true);
+    buffer_text(d->reply, p->wants_value ? "VA 0" : "HD");
+    say_meta_flags(d, "OkctTNsflh", true, 0);
+    buffer_text(d->reply, p->wants_value ? " W\r\n\r\n" : " W\r\n");
+    return decide_write(d, 0);
+}
+
 static bool mg_absent(struct deciding *d) {
     const struct parts *p = d->parts;
     struct memcached_item *item = d->item;
+    if (p->has_autoviv && !key_is_text(&d->key)) return mg_create_binary(d);
     if (p->has_autoviv) {
         rewrite_mg(d->command, p, d->bytes, d->now_s, true);
         item_stored(d, one_piece(NULL, 0), 0, created_expires_s(d), false);

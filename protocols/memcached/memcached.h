@@ -20,7 +20,9 @@
  *     back by logging `md <key> I`, and the item has a new CAS number then. Plain `mg` is a READ: who wins by it wins at this leader,
  *     the other nodes do not know that a token is out.
  *   - What is counted up or down, or is stored by an older CAS number with I, is marked stale again if it was, but the token is free
- *     again; under a base64 key that is no text (a blank in it) a counter's stale mark is lost.
+ *     again. Under a base64 key that is no text (a blank or a line end in it) a counter's stale mark is lost, that an item made by mg with
+ *     N is given out is not remembered, and k prints the key in base64 always (the server: as it is, once the item was made by N, or
+ *     extended, or counted).
  *   - gat of several keys is logged as it stands, as is everything with a time where the limit is not `exact`.
  *   - Where a request is refused for one of its parts (a key too long among several, an opaque too long), nothing of it is done;
  *     the server has done some of it by then.

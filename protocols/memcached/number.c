@@ -1,6 +1,6 @@
 /*
  * number.c: numbers as the server reads them, which is as the C library does: blanks and a sign in front, and anything behind a blank
- * that follows. What does not fit in 32 bits loses the rest.
+ * that follows, or a NUL. What does not fit in 32 bits loses the rest.
  */
 #include "protocols/memcached/parts.h"
 
@@ -19,7 +19,7 @@ static bool read(const uint8_t *text, size_t length, struct number *number) {
         if (__builtin_mul_overflow(number->magnitude, 10, &number->magnitude)) return false;
         if (__builtin_add_overflow(number->magnitude, (uint64_t)(text[i] - '0'), &number->magnitude)) return false;
     }
-    return i > first && (i == length || is_blank(text[i]));
+    return i > first && (i == length || text[i] == 0 || is_blank(text[i]));
 }
 
 bool read_u64(const uint8_t *text, size_t length, uint64_t *value) {
@@ -28,7 +28,7 @@ bool read_u64(const uint8_t *text, size_t length, uint64_t *value) {
     if (!read(text, length, &number)) return false;
     uint64_t n = number.negative ? 0 - number.magnitude : number.magnitude;
     /* Only of one that looks negative does the server ask where the minus is; it finds any. */
-    if (n > INT64_MAX && memchr(text, '-', length) != NULL) return false;
+    if (n > INT64_MAX && memchr(text, '-', strnlen((const char *)text, length)) != NULL) return false;
     *value = n;
     return true;
 }

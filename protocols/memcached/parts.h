@@ -79,6 +79,11 @@ struct key { const uint8_t *bytes; uint8_t length; uint8_t decoded[192]; };
 void key_of(const struct parts *p, const uint8_t *bytes, struct key *key);
 /* It may stand in a text command, whatever it is sent as in a meta one. */
 bool key_is_text(const struct key *key);
+static inline bool parts_key_is_text(const struct parts *p, const uint8_t *bytes) {
+    struct key key;
+    key_of(p, bytes, &key);
+    return key_is_text(&key);
+}
 /* Appends it as a meta command's token; *binary: "b" has to be among its flags. Text where it can be, unless `as_binary`. */
 void put_meta_key(struct buffer *out, const struct key *key, bool as_binary, bool *binary);
 size_t base64_decode(const uint8_t *text, size_t length, uint8_t *out); /* 0: it is none; never more than `length` */

@@ -280,7 +280,8 @@ static bool may_be_long(const uint8_t *bytes, size_t length) {
     bytes += blanks;
     length -= blanks;
     return blanks <= LEADING_BLANKS_MAX && (starts_with(bytes, length, "get ") || starts_with(bytes, length, "gets ") ||
-                                            starts_with(bytes, length, "gat ") || starts_with(bytes, length, "gats "));
+                                            starts_with(bytes, length, "gat ") || starts_with(bytes, length, "gats ") ||
+                                            starts_with(bytes, length, "bget "));
 }
 
 static void tokenise(struct line *l) {

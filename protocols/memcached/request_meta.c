@@ -108,7 +108,7 @@ static void mg(struct protocol_request *r, const struct line *l, struct buffer *
     if (g.long_opaque) return refuse(r, l, answer, LONG_OPAQUE);
     r->style = (p->wants_cas ? STYLE_META_CAS : STYLE_PLAIN) | (p->quiet ? STYLE_HIDE_MISS : 0);
     bool writes = p->has_exptime || p->has_autoviv || p->has_recache;
-    bool decides = l->limits->exact && (p->has_exptime || p->has_autoviv);
+    bool decides = (l->limits->exact && (p->has_exptime || p->has_autoviv)) || (p->has_autoviv && !parts_key_is_text(p, l->bytes));
     request_of_key(r, l, decides ? PROTOCOL_DECIDE : writes ? PROTOCOL_WRITE : PROTOCOL_READ);
 }
 

@@ -1,6 +1,8 @@
 /* rewrite.c: what the backend is given for a request that needs no decision. */
 #include "protocols/memcached/parts.h"
 
+#include "check.h"
+
 /* No server began before this: an absolute time of flush_all before it is a delay of more than 30 days by mistake, which flushes nothing. */
 #define FIRST_START_S 1000000000
 
@@ -56,11 +58,6 @@ void rewrite_mg(struct buffer *out, const struct parts *p, const uint8_t *bytes,
 }
 
 static void set(struct buffer *out, const struct parts *p, const uint8_t *bytes, uint64_t now_s) {
-    if (p->too_large) {
-        put_text_key(out, "md ", p, bytes);
-        buffer_text(out, p->binary ? " b\r\n" : "\r\n");
-        return;
-    }
     put_text_key(out, p->meta ? "ms " : "set ", p, bytes);
     buffer_append(out, " ", 1);
     if (p->meta) {
@@ -89,6 +86,10 @@ static void flush_all(struct buffer *out, const struct parts *p, uint64_t now_s)
 
 void memcached_rewrite(const struct protocol_request *r, const uint8_t *bytes, uint64_t now_s, struct buffer *out) {
     const struct parts *p = parts(r);
+    if (p->too_large) {
+        put_text_key(out, "md ", p, bytes);
+        return buffer_text(out, p->binary ? " b\r\n" : "\r\n");
+    }
     switch ((enum verb)p->verb) {
         case VERB_GET:
         case VERB_GETS:
@@ -116,6 +117,8 @@ void memcached_rewrite(const struct protocol_request *r, const uint8_t *bytes, u
             return put_line_end(out);
         case VERB_FLUSH: return flush_all(out, p, now_s);
         case VERB_SET: return set(out, p, bytes, now_s);
-        default: return put_tokens(out, p, bytes);
+        default:
+            CHECK(p->verb == VERB_LINE);
+            return put_tokens(out, p, bytes);
     }
 }

@@ -230,9 +230,17 @@ class Client:
 
     def __post_init__(self) -> None:
         self.reader = Reader(self.sidecar.bounds)
+        self.why: bytes | None = None
+        self.taken = 0  # bytes of what was sent
 
     def ask(self, data: bytes) -> bytes:
-        return b"".join(self.sidecar.serve(request) for request in self.reader.feed(data))
+        given = b""
+        for request in self.reader.feed(data):
+            given += self.sidecar.serve(request)
+            self.why = request.why
+            self.taken += (request.length if request.why != b"a line is too long" else 0) + request.swallow
+        self.taken -= self.reader.swallow
+        return given
 
     @property
     def closed(self) -> bool:

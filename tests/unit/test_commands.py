@@ -71,9 +71,7 @@ WRITE = words("""
     eval evalsha fcall function|delete function|flush function|load function|restore pfcount pfdebug publish
     script|flush script|load spublish xreadgroup
 """)
-SESSION = words(
-    "asking auth discard exec hello multi quit readonly readwrite reset select unwatch wait client"
-)
+SESSION = words("asking auth discard exec hello multi quit readonly readwrite reset select unwatch wait client")
 OWN = words("""
     blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin migrate monitor
     psubscribe psync punsubscribe replconf ssubscribe subscribe sunsubscribe sync unsubscribe watch
@@ -325,9 +323,7 @@ def test_client_sub_commands(redis: PrivateRedis, table: Any) -> None:
         if verdict == lib.COMMAND_OK:
             return verdict, None
         out = ffi.new("char[1024]")
-        return verdict, bytes(
-            ffi.buffer(out, lib.command_error(verdict, info[0], request, buffer, out, 1024))
-        )
+        return verdict, bytes(ffi.buffer(out, lib.command_error(verdict, info[0], request, buffer, out, 1024)))
 
     assert sub(b"client", b"LIST") == (lib.COMMAND_OK, None)
     for request in ([b"client", b"nope"], [b"CLIENT", b"setname"], [b"client", b"id", b"x"]):
@@ -360,8 +356,7 @@ def test_who_asks_to_block(request_: tuple[bytes, ...], redis: PrivateRedis) -> 
     assert lib.command_blocks(*parse(array(*request_))) is BLOCK[request_]
     redis.answer(array(b"XGROUP", b"CREATE", b"s", b"g", b"$", b"MKSTREAM"))
     redis.answer(
-        array(b"XGROUP", b"CREATE", b"s", b"streams", b"$")
-        + array(b"XGROUP", b"CREATE", b"s", b"block", b"$")
+        array(b"XGROUP", b"CREATE", b"s", b"streams", b"$") + array(b"XGROUP", b"CREATE", b"s", b"block", b"$")
     )
     forever = [b"0" if argument == b"1" and before.lower().startswith(b"block") else argument
                for before, argument in zip((b"", *request_), request_, strict=False)]  # fmt: skip

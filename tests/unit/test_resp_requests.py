@@ -81,9 +81,7 @@ def test_byte_by_byte() -> None:
 
 @RELAXED
 @given(st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=25), max_size=6), st.data())
-def test_pipelines_in_random_parts_agree_with_hiredis(
-    requests: list[list[bytes]], data: st.DataObject
-) -> None:
+def test_pipelines_in_random_parts_agree_with_hiredis(requests: list[list[bytes]], data: st.DataObject) -> None:
     message = b"".join(array(*request) for request in requests)
     framing = frame(message, data.draw(st.lists(st.integers(0, len(message)), max_size=10)))
     reader = hiredis.Reader(notEnoughData=Ellipsis)
@@ -287,9 +285,7 @@ def test_redis_waits_for_more_and_so_do_we(data: bytes, redis: PrivateRedis) -> 
     assert redis.answer(data) == b""
 
 
-@pytest.mark.parametrize(
-    "data", [b"*1\rX$4\rYPINGab" + array(b"PING"), b"*2\r\n$4\r\nECHO..$2\r\nhi\0\0PING\n"]
-)
+@pytest.mark.parametrize("data", [b"*1\rX$4\rYPINGab" + array(b"PING"), b"*2\r\n$4\r\nECHO..$2\r\nhi\0\0PING\n"])
 def test_bytes_that_redis_does_not_look_at(data: bytes, redis: PrivateRedis, table: Any) -> None:
     assert len(frame(data, range(len(data))).requests) == 2
     assert redis.answer(data) == expected(table, data)
@@ -306,9 +302,7 @@ def test_bytes_that_redis_does_not_look_at(data: bytes, redis: PrivateRedis, tab
         (b"*1\r\n$16384\r\n", None),
     ],
 )
-def test_limits_before_authentication(
-    data: bytes, error: str | None, locked_redis: PrivateRedis, table: Any
-) -> None:
+def test_limits_before_authentication(data: bytes, error: str | None, locked_redis: PrivateRedis, table: Any) -> None:
     text = None if error is None else "Protocol error: " + error
     assert frame(data, range(len(data)), limits(authenticated=False)).error == text
     assert locked_redis.answer(data) == expected(table, data, authenticated=False)
