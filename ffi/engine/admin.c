@@ -74,6 +74,15 @@ void admin_settled_add(struct engine *e, uint64_t number) {
     admin_settings_log(e);
 }
 
+/* It may be in the slow log; and what is slow may have been set. */
+static void setting_noted(struct engine *e, const struct admin_expect *x) {
+    uint8_t head[SLOW_HEAD_BYTES];
+    uint32_t behind;
+    slow_head(buffer_bytes(&e->admin.settings), x->setting_bytes, head, &behind);
+    if (e->slowlog.late_ns != SLOW_NEVER) slowlog_note(e, SLOW_ADMIN, &x->to, head, behind, false, NULL);
+    e->slowlog.due = true;
+}
+
 /* Each turn: what is done goes into the log, in order, and is answered once it is committed. */
 void admin_settings_log(struct engine *e) {
     struct admin *a = &e->admin;
@@ -230,6 +239,7 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
     const struct buffer *bytes = &a->bytes;
     const char *text = (const char *)buffer_bytes(bytes);
     size_t length = buffer_length(bytes);
+    if (x.kind == ADMIN_PING && (e->now_us - a->heard_us) * 1000 >= e->slowlog.late_ns) slowlog_late(e);
     a->heard_us = e->now_us;
     switch (x.kind) {
         case ADMIN_SWALLOW: break;
@@ -250,6 +260,7 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
             if (text[0] == '+') busy_set(e, false); /* the script is killed */
             if (x.setting_bytes > 0 && text[0] != '-' && engine_leads(e)) setting_done(e, &x, text, length);
             else admin_answer_client(e, &x.to, text, length);
+            if (x.setting_bytes > 0) setting_noted(e, &x);
             buffer_consume(&a->settings, x.setting_bytes);
             break;
         case ADMIN_READ: own_setting_read(e, &x, buffer_bytes(bytes), length); break;

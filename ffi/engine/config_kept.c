@@ -6,11 +6,12 @@
 #include "engine/engine_state.h"
 #include "protocols/redis/session_word.h"
 
-enum kept { KEPT_NOT = 0, KEPT_PASSWORD, KEPT_USER, KEPT_BACKLOG };
+enum kept { KEPT_NOT = 0, KEPT_PASSWORD, KEPT_USER, KEPT_BACKLOG, KEPT_SLOWLOG };
 
 static enum kept kept_of(struct word name) {
     if (word_is(name, "masterauth")) return KEPT_PASSWORD;
     if (word_is(name, "masteruser")) return KEPT_USER;
+    if (word_is(name, "slowlog-max-len")) return KEPT_SLOWLOG;
     return word_is(name, "repl-backlog-size") ? KEPT_BACKLOG : KEPT_NOT;
 }
 
@@ -42,12 +43,16 @@ static bool parse(const uint8_t *bytes, size_t length, struct resp_request *requ
 /* The server's value in the place of a client's. What is wrong stays: the server says so. */
 static struct word translated(const struct engine *e, enum kept kept, struct word value, char *text, size_t room) {
     uint64_t bytes;
+    long long number;
     switch (kept) {
         case KEPT_PASSWORD: return (struct word){e->config.feed_token, strlen(e->config.feed_token)};
         case KEPT_USER: return (struct word){"", 0};
         case KEPT_BACKLOG:
             if (!size_read(value, &bytes) || bytes == 0 || bytes >= BACKLOG_BYTES_MIN) return value;
             return (struct word){text, (size_t)snprintf(text, room, "%u", BACKLOG_BYTES_MIN)};
+        case KEPT_SLOWLOG:
+            if (!word_number(value, &number) || number < 0 || number >= SLOWLOG_ENTRIES_MIN) return value;
+            return (struct word){text, (size_t)snprintf(text, room, "%u", SLOWLOG_ENTRIES_MIN)};
         case KEPT_NOT: break;
     }
     return value;
@@ -96,6 +101,7 @@ bool config_kept_value(const struct engine *e, const char *name, size_t length, 
     buffer_clear(out);
     if (kept == KEPT_NOT) return false;
     bool set = logged(e, (struct word){name, length}, out);
+    if (kept == KEPT_SLOWLOG) return set;
     if (kept != KEPT_BACKLOG) return true; /* nobody's is none */
     if (!set || !size_read((struct word){(const char *)buffer_bytes(out), buffer_length(out)}, &bytes)) return false;
     buffer_clear(out);

@@ -4,10 +4,12 @@
  *
  *   masterauth, masteruser   by these the sidecar knows its own server when that asks for its feed: never a client's
  *   repl-backlog-size        at least what a fail-over needs (R8)
+ *   slowlog-max-len          so many that the sidecar's questions among them push nothing out (slowlog.h)
  */
 #ifndef MUSIDECAR_CONFIG_KEPT_H
 #define MUSIDECAR_CONFIG_KEPT_H
 
 #define BACKLOG_BYTES_MIN (64u << 20)
+#define SLOWLOG_ENTRIES_MIN 1024u
 
 #endif

@@ -360,6 +360,7 @@ static void sources_init(struct engine *e) {
     queue_init(&e->controls, sizeof(struct control), 16);
     owns_init(e);
     stale_init(e);
+    slowlog_init(e);
     waits_init(e);
     resp_reply_reset(&e->shared.reply);
     resp_reply_reset(&e->admin.reply);
@@ -430,6 +431,7 @@ void engine_free(struct engine *e) {
     }
     owns_free(e);
     stale_free(e);
+    slowlog_free(e);
     shared_close(e);
     machine_free(e);
     stream_close(e);

@@ -17,6 +17,7 @@
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   machine*.c  backends that do not reveal their effects (machine.h)
  *   stale.c     reads that a follower's own backend answers
+ *   slowlog.c   the slow log without the sidecar
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -39,6 +40,7 @@
 #include "engine/own_setting.h"
 #include "engine/payload.h"
 #include "engine/shared.h"
+#include "engine/slowlog.h"
 #include "engine/source.h"
 #include "engine/stale.h"
 #include "engine/wait.h"
@@ -248,6 +250,7 @@ struct engine {
     struct pause pause;
     struct queue waiters; /* wait.c */
     struct client_pause client_pause;
+    struct slowlog slowlog;
 
     uint8_t *batch;               /* reserved place of the COMMAND record being filled */
     uint32_t batch_used, batch_entries;
@@ -498,7 +501,22 @@ bool config_kept_value(const struct engine *e, const char *name, size_t length, 
 bool config_kept_translate(const struct engine *e, const uint8_t *bytes, size_t length, struct buffer *out); /* false: as it is */
 
 /* view.c */
-void view_edit(struct engine *e, enum session_view view, struct buffer *answer); /* the backend's: the client's */
+void view_edit(struct engine *e, enum session_view view, int32_t count, struct buffer *answer); /* the backend's: the client's */
+
+/* slowlog.c */
+void slow_head(const uint8_t *bytes, size_t length, uint8_t head[SLOW_HEAD_BYTES], uint32_t *behind); /* of a request */
+void slowlog_note(struct engine *e, enum slow_way way, const struct destination *to, const uint8_t head[SLOW_HEAD_BYTES], uint32_t behind,
+                  bool block, const char *addr); /* its answer came late; addr: of SLOW_OWN */
+void slowlog_late(struct engine *e); /* ... to a question of the sidecar's */
+void slowlog_fetch(struct engine *e);
+void slowlog_replied(struct engine *e, const struct expect *x);
+void slowlog_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
+void slowlog_view(struct engine *e, int32_t count, struct buffer *answer);
+void slowlog_view_length(struct engine *e, struct buffer *answer);
+void slowlog_view_reset(struct engine *e, const struct buffer *answer);
+void slowlog_begin(struct engine *e);
+void slowlog_init(struct engine *e);
+void slowlog_free(struct engine *e);
 
 /* client_list.c */
 /* The answer to CLIENT LIST or INFO as its client is given it, which has the number `asks`, and of whose buffers at the

@@ -26,7 +26,7 @@ static struct frame frame_of(const struct engine *e, const struct client *c, con
                           .database = (uint16_t)c->session.database, .slot = c->slot, .generation = c->generation,
                           .sequence = c->sequence, .replies = d->replies, .swallow = d->swallow,
                           .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : 0,
-                          .script_length = (uint32_t)d->script_length, .loads = d->loads, .view = d->view, .life = replica_own_incarnation(e->replica),
+                          .script_length = (uint32_t)d->script_length, .loads = (uint16_t)d->loads, .view = (uint16_t)d->view, .view_count = d->view_count, .life = replica_own_incarnation(e->replica),
                           .unanswered = oldest ? (uint32_t)(c->sequence - oldest->sequence) : 0, .pause = d->pause};
 }
 
@@ -156,7 +156,7 @@ static struct session_decision decision_of(const struct frame *f, const uint8_t 
                                      .stands_in = f->flags & FRAME_STANDS_IN, .database_after = -1, .loses_database = f->flags & FRAME_LOSES_DATABASE,
                                      .script = script ? payload + f->script_offset : NULL,
                                      .script_length = script ? f->script_length : 0,
-                                     .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause, .loads = f->loads, .view = f->view};
+                                     .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .pause = f->pause, .loads = f->loads, .view = f->view, .view_count = f->view_count};
 }
 
 static enum origin_fate fate_of(const struct engine *e, uint32_t node, const struct frame *f, const uint8_t **bytes, size_t *length) {

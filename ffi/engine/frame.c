@@ -3,6 +3,7 @@
 
 #include "engine/origin.h"
 #include "engine/own.h"
+#include "engine/slowlog.h"
 #include "protocols/redis/session.h"
 
 #include <string.h>
@@ -33,6 +34,7 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_UNKNOWN:
         case FRAME_OWN_END:
         case FRAME_OWN_EOF:
+        case FRAME_WHO:
         case FRAME_OWN_GONE:
         case FRAME_OWN_TAKEN:
         case FRAME_SNAPSHOT_ASK:
@@ -43,6 +45,7 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_CAUGHT_UP: return f->length == 0;
         case FRAME_FRESH: return f->length == sizeof(uint64_t);
         case FRAME_OWN_PEER: return f->length == sizeof(struct own_peer);
+        case FRAME_WHO_IS: return f->length == sizeof(struct slow_client);
         case FRAME_SNAPSHOT: return true;
     }
     return false;

@@ -29,7 +29,9 @@ enum frame_type {
     FRAME_OWN_PEER = 19,    /* the addresses that it is connected by: struct own_peer */
     /* Reads that a follower's own backend answers (stale.c). */
     FRAME_FRESH_ASK = 20,   /* how far do the effects go of what was acknowledged up to now? */
-    FRAME_FRESH = 21        /* so far: a uint64_t; sequence: of the question */
+    FRAME_FRESH = 21,       /* so far: a uint64_t; sequence: of the question */
+    FRAME_WHO = 22,         /* leader: who is this client of yours? ... */
+    FRAME_WHO_IS = 23       /* ... struct slow_client */
 };
 /* One bit has a meaning of its own in another type of frame. */
 enum frame_flags {
@@ -55,7 +57,8 @@ struct frame {
     uint64_t life;       /* ... the sender's incarnation */
     uint32_t unanswered; /* ... see struct origin */
     uint32_t pause;      /* ... see enum pause_kind */
-    uint32_t loads, view; /* ... enum session_loads, enum session_view */
+    uint16_t loads, view; /* ... enum session_loads, enum session_view */
+    int32_t view_count;
     uint32_t sets, pad;  /* OWN_REQUEST: enum session_sets; script_offset is what was added */
 };
 

@@ -198,6 +198,8 @@ static bool frame_handle(struct engine *e, uint32_t peer, const struct frame *f,
         case FRAME_OWN_TAKEN: own_frame(e, peer, f, payload); break;
         case FRAME_FRESH_ASK: stale_asked(e, peer, f); break;
         case FRAME_FRESH: stale_answered(e, peer, f, payload); break;
+        case FRAME_WHO:
+        case FRAME_WHO_IS: slowlog_frame(e, peer, f, payload); break;
         case FRAME_SERVING:
         case FRAME_NOT_SERVING: frame_serving(e, peer, f); break;
         case FRAME_SNAPSHOT_ASK: frame_snapshot_ask(e, peer); break;

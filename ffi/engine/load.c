@@ -69,5 +69,4 @@ void load_replied(struct engine *e, const struct expect *x) {
         case EXPECT_AOF: load_aof(e, &x->to); break;
         default: break;
     }
-    buffer_clear(&s->info);
 }

@@ -11,7 +11,8 @@
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t view, sets; uint32_t named; };
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t view, sets; int32_t view_count;
+                    uint32_t named; uint8_t head[SLOW_HEAD_BYTES]; uint32_t behind; uint64_t since_ns; /* see slowlog.h */ };
 
 struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; int32_t database_after; };
 
@@ -201,7 +202,7 @@ static void own_edit(struct engine *e, struct own *own, const struct own_expect 
         return;
     }
     if (x->lists) own_list(e, own, x->added);
-    else if (x->view != VIEW_PLAIN) view_edit(e, x->view, &own->edited);
+    else if (x->view != VIEW_PLAIN) view_edit(e, x->view, x->view_count, &own->edited);
     else if (x->stands_in) stand_in_edit(&own->edited);
     if (x->sets != SETS_NOTHING && own_setting_answered(e, &own->settings, x->sets, x->named, buffer_bytes(&own->edited),
                                                         buffer_length(&own->edited), own->number)) {
@@ -268,6 +269,8 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         if (done && counted) {
             if (x->swallow > 0) x->swallow--;
             if (--x->replies == 0) {
+                bool late = x->since_ns > 0 && e->now_ns - x->since_ns >= e->slowlog.late_ns;
+                if (late) slowlog_note(e, SLOW_OWN, &own->to, x->head, x->behind, false, own->peer.addr);
                 if (x->pause != PAUSE_NOTHING) client_pause_answered(e, x->pause, own->reply.is_null ? '-' : own->reply.type);
                 queue_pop(&own->expects);
             }
@@ -465,7 +468,11 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     if (d->replies > 0)
         *(struct own_expect *)queue_push(&own->expects) =
             (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, (uint8_t)d->view,
-                                d->sets < SETS_QUEUED ? (uint8_t)d->sets : SETS_NOTHING, named};
+                                d->sets < SETS_QUEUED ? (uint8_t)d->sets : SETS_NOTHING, d->view_count, named, {0}, 0, e->now_ns};
+    if (d->replies > 0) {
+        struct own_expect *x = queue_back(&own->expects);
+        slow_head(d->bytes + d->added, d->length - d->added, x->head, &x->behind);
+    }
     bool in_order = lent || d->pause != PAUSE_NOTHING;
     *(struct own_staged *)queue_push(&e->owns.staged) =
         (struct own_staged){to->node, to->slot, to->generation, own->appended, e->admin_index, 0, e->shared.appended,

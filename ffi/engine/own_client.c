@@ -19,8 +19,9 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) | (d->resets ? FRAME_RESETS : 0) |
                               (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
-                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow, .view = d->view, .sets = d->sets,
-                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : d->lists || d->sets ? d->added : 0,
+                          .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow, .view = (uint16_t)d->view,
+                          .view_count = d->view_count, .sets = d->sets,
+                          .script_offset = d->script ? (uint32_t)(d->script - d->bytes) : d->added,
                           .script_length = (uint32_t)d->script_length, .term = e->links[leader].serving_term, .pause = d->pause};
     bool described = c->described_term == frame.term;
     c->sent_term = c->described_term = frame.term;
@@ -108,7 +109,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
                                  .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS, .resets = f->flags & FRAME_RESETS,
-                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause, .view = f->view, .sets = f->sets};
+                                 .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause, .view = f->view, .view_count = f->view_count, .sets = f->sets};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;
     return true;

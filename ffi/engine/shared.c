@@ -126,6 +126,12 @@ static bool gate_add(struct engine *e, const struct expect *x) {
     return true;
 }
 
+static void answered_late(struct engine *e, const struct expect *x) {
+    bool of_client = x->kind == EXPECT_CLIENT || x->kind == EXPECT_DROP || x->kind == EXPECT_LOAD;
+    if (of_client) slowlog_note(e, SLOW_SHARED, &x->to, x->head, x->behind, x->block, NULL);
+    else if (x->kind < EXPECT_SLOW_LIMITS) slowlog_late(e);
+}
+
 /* The reply that was coming in is complete. */
 static bool reply_done(struct engine *e, struct expect *x) {
     struct shared *s = &e->shared;
@@ -139,10 +145,14 @@ static bool reply_done(struct engine *e, struct expect *x) {
     }
     resp_reply_reset(&s->reply);
     if (x->replies > 0) return true;
+    uint64_t from_ns = s->heard_ns > x->since_ns ? s->heard_ns : x->since_ns;
+    if (e->now_ns - from_ns >= e->slowlog.late_ns) answered_late(e, x);
     if (x->kind >= EXPECT_AOF) {
         const struct expect whole = *x;
         queue_pop(&s->expects);
-        load_replied(e, &whole);
+        if (whole.kind < EXPECT_SLOW_LIMITS) load_replied(e, &whole);
+        else slowlog_replied(e, &whole);
+        buffer_clear(&s->info);
         return true;
     }
     uint32_t pause = x->pause;
@@ -252,7 +262,7 @@ static void answer_part(struct engine *e, struct expect *x, const uint8_t *bytes
     if (!done) return;
     if (x->stands_in) stand_in_edit(&s->edited);
     else if (aborts) abort_edit(s);
-    else view_edit(e, x->view, &s->edited);
+    else view_edit(e, x->view, x->view_count, &s->edited);
     pass(e, x, buffer_bytes(&s->edited), buffer_length(&s->edited), last, *buffer_bytes(&s->edited));
     buffer_clear(&s->edited);
 }
@@ -288,7 +298,8 @@ void shared_event(struct engine *e, uint32_t events) {
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) backend_lost(e, "its shared connection closed");
     else if (!shared_bytes(e, e->scratch, (size_t)n)) backend_lost(e, "it answered what was not asked");
-    else if (s->changed) backend_changed(e, "what it loaded from its disk is not what it had");
+    else s->heard_ns = e->now_ns;
+    if (s->changed) backend_changed(e, "what it loaded from its disk is not what it had");
 }
 
 void shared_staged(struct engine *e) {
@@ -363,7 +374,7 @@ bool shared_open(struct engine *e) {
     append_command(&s->socket.out, 3, OUR_CLIENT, "SETNAME", "musidecar-shared");
     s->appended = buffer_length(&s->socket.out);
     for (uint32_t i = 0; i < swallowed + 2; i++)
-        *(struct expect *)queue_push(&s->expects) = (struct expect){.kind = EXPECT_SWALLOW, .replies = 1, .database_after = -1};
+        *(struct expect *)queue_push(&s->expects) = (struct expect){.kind = EXPECT_SWALLOW, .replies = 1, .database_after = -1, .since_ns = e->now_ns};
     turn_mark(e, 0);
     return true;
 }
@@ -388,6 +399,7 @@ void shared_close(struct engine *e) {
     s->kept_large = false;
     s->appended = s->sendable = s->sent = s->open_segments = 0;
     s->roles_in_flight = 0;
+    s->heard_ns = 0;
     s->refused_us = s->refused_since_us = 0;
     s->unproven = false;
     if (e->machine.protocol != NULL) machine_closed(e);

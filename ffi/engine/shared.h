@@ -2,13 +2,15 @@
 #ifndef MUSIDECAR_ENGINE_SHARED_H
 #define MUSIDECAR_ENGINE_SHARED_H
 
+#include "engine/slowlog.h"
 #include "engine/source.h"
 #include "protocols/redis/resp.h"
 
 enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXPECT_RERUN /* kept for its origin, who will ask */,
                    EXPECT_DROP /* answered with -BUSY meanwhile */,
                    EXPECT_GATE, EXPECT_QUESTION /* machine.c */,
-                   EXPECT_AOF, EXPECT_LOAD, EXPECT_LOADED /* load.c */ };
+                   EXPECT_AOF, EXPECT_LOAD, EXPECT_LOADED /* load.c */,
+                   EXPECT_SLOW_LIMITS, EXPECT_SLOW_ENTRIES /* slowlog.c */ };
 
 struct expect { /* one request in flight on the shared connection */
     uint8_t kind;
@@ -16,16 +18,23 @@ struct expect { /* one request in flight on the shared connection */
     bool stands_in;
     uint8_t loads;     /* enum session_loads */
     uint8_t view;      /* enum session_view */
+    bool block;        /* a transaction */
     uint32_t replies, swallow;
-    uint32_t local_bytes;
+    int32_t view_count;
+    union { uint32_t local_bytes, behind; /* LOCAL; else of the request: see slowlog.h */ };
     int32_t database_after;
     uint32_t pause;    /* see enum pause_kind */
     struct destination to;
     uint64_t life;     /* not 0: of the node that forwarded this write; the EFFECT tells what it was answered (R1) */
     uint64_t covered;  /* ROLE: last COMMAND index before it; GATE: its probe; QUESTION: the key's hash */
     uint64_t end;      /* absolute count of bytes of the connection, this request's included */
-    uint32_t style, reply_bytes; /* machine.c: see protocol.h; of machine.replies */
-    uint64_t arrivals; /* ROLE: what had come on own connections before it */
+    union {
+        struct {
+            uint32_t style, reply_bytes; /* machine.c: see protocol.h; of machine.replies */
+            uint64_t arrivals;           /* ROLE: what had come on own connections before it */
+        };
+        uint8_t head[SLOW_HEAD_BYTES]; /* CLIENT: see slowlog.h */
+    };
     uint64_t since_ns;
 };
 
@@ -62,7 +71,8 @@ struct shared {
     uint8_t protocol;
     struct resp_reply reply;
     struct buffer role;                /* the ROLE reply coming in */
-    struct buffer info;                /* the INFO reply coming in (load.c) */
+    struct buffer info;                /* what it is asked for load.c and slowlog.c: the reply coming in */
+    uint64_t heard_ns;                 /* when it was read last */
     bool changed;                      /* a load left other data than the log's */
     struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
     struct buffer refusal;             /* an error in the place of a +QUEUED that was given before ... */

@@ -281,6 +281,7 @@ static void serve(struct engine *e) {
     handover_serves(e, e->self);
     link_announce(e, true);
     clients_wake_all(e);
+    slowlog_begin(e);
     engine_log(e, 20, "leads and serves in term %llu", (unsigned long long)e->term);
 }
 

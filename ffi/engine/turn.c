@@ -72,7 +72,7 @@ bool script_log(struct engine *e, const struct session_decision *d) {
 }
 
 static void expect_swallow(struct engine *e) {
-    *(struct expect *)queue_push(&e->shared.expects) = (struct expect){.kind = EXPECT_SWALLOW, .replies = 1, .database_after = -1};
+    *(struct expect *)queue_push(&e->shared.expects) = (struct expect){.kind = EXPECT_SWALLOW, .replies = 1, .database_after = -1, .since_ns = e->now_ns};
 }
 
 static void shared_append(struct engine *e, const void *bytes, size_t length) {
@@ -116,6 +116,8 @@ static struct expect expect_of(struct engine *e, const struct request *r) {
                            .swallow = r->decision->swallow,
                            .stands_in = r->decision->stands_in,
                            .view = (uint8_t)r->decision->view,
+                           .view_count = r->decision->view_count,
+                           .block = r->decision->replies > 1,
                            .database_after = r->decision->database_after,
                            .pause = r->decision->pause,
                            .to = r->from,
@@ -233,6 +235,8 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     if (e->machine.protocol != NULL) return machine_submit(e, r, holder);
     if (d->loads != LOADS_NOTHING) return load_submit(e, r), true;
     struct expect expect = expect_of(e, r);
+    slow_head(d->bytes, d->length, expect.head, &expect.behind);
+    if (d->view == VIEW_SLOWLOG_GET || d->view == VIEW_SLOWLOG_LEN) slowlog_fetch(e);
     if (d->writes) {
         if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
         struct command_entry entry = entry_of(r);
@@ -264,6 +268,7 @@ void turn_end(struct engine *e) {
     if (s->socket.source.fd < 0) return;
     if (e->machine.protocol != NULL) return machine_turn_end(e);
     turn_seal(e);
+    if (e->slowlog.due) slowlog_fetch(e);
     if (e->big.active) turn_big(e);
     if (!s->unproven || e->big.active) return;
     static const char role[] = ASK_ROLE;

@@ -53,12 +53,15 @@ static void view_config(struct engine *e, struct buffer *answer) {
     buffer_free(&value);
 }
 
-void view_edit(struct engine *e, enum session_view view, struct buffer *answer) {
+void view_edit(struct engine *e, enum session_view view, int32_t count, struct buffer *answer) {
     switch (view) {
         case VIEW_CONFIG: view_config(e, answer); break;
         case VIEW_SECRETS: view_secrets(e, answer); break;
         case VIEW_ROLE: view_role(answer); break;
         case VIEW_INFO: view_info(e, answer); break;
+        case VIEW_SLOWLOG_GET: slowlog_view(e, count, answer); break;
+        case VIEW_SLOWLOG_LEN: slowlog_view_length(e, answer); break;
+        case VIEW_SLOWLOG_RESET: slowlog_view_reset(e, answer); break;
         case VIEW_RESETSTAT:
         case VIEW_PLAIN: break;
     }

@@ -103,7 +103,7 @@ def policy(command: Command) -> tuple[str, str]:
     """(how it travels, what else there is to say) of one row."""
     if command.action is Action.CLIENT:
         return _client(command)
-    note = NOTES.get(command.action, "") if command.name != "config|resetstat" else ""
+    note = NOTES.get(command.action, "") if "reset" not in command.name else ""
     if command.is_container and command.name != "command":
         return "", "by its sub-command"
     if command.action in (Action.EVAL, Action.SCRIPT_LOAD, Action.SCRIPT_FLUSH):

@@ -447,7 +447,10 @@ static struct session_decision travel(const struct command_info *info, const str
         d.writes = true; /* the body must be in the log before an EVALSHA can name it */
     }
     d.flushes_scripts = info->action == ACTION_SCRIPT_FLUSH;
-    if (info->action == ACTION_VIEW || info->action == ACTION_INFO) d.view = session_view(info);
+    if (info->action == ACTION_VIEW || info->action == ACTION_INFO) {
+        d.view = session_view(info);
+        d.view_count = session_view_count(request, bytes);
+    }
     return d;
 }
 

@@ -111,9 +111,12 @@ enum session_view {
     VIEW_SECRETS = 2,  /* somewhere in it there may be one of these */
     VIEW_INFO = 3,
     VIEW_ROLE = 4,
-    VIEW_RESETSTAT = 5
+    VIEW_RESETSTAT = 5,
+    VIEW_SLOWLOG_GET = 6,    /* so many of them: view_count, -1 all */
+    VIEW_SLOWLOG_LEN = 7,
+    VIEW_SLOWLOG_RESET = 8
 };
-#define VIEWS 6u
+#define VIEWS 9u
 
 struct session_decision {
     enum session_verdict verdict;
@@ -134,6 +137,7 @@ struct session_decision {
     bool travels;               /* ADMIN: where it is done it is logged, and done on every node */
     enum session_loads loads;   /* SUBMIT: its outcome is looked at before anything behind it counts */
     enum session_view view;     /* SUBMIT, OWN */
+    int32_t view_count;
     bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
     bool resets;                /* OWN: answers are counted again from the one that is +RESET on */
@@ -214,6 +218,7 @@ const char *session_debug_name(uint32_t i);
 
 /* Of ACTION_VIEW and ACTION_INFO. */
 enum session_view session_view(const struct command_info *info);
+int32_t session_view_count(const struct resp_request *request, const uint8_t *bytes);
 /* A request whose answer is edited, from a client with a connection of its own: where nothing stands against it it travels
  * as everybody's does, in front of nothing. False: it goes over the own connection. */
 bool session_own_view(struct session *s, const struct command_info *info, const struct resp_request *request, const uint8_t *bytes,

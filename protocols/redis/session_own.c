@@ -491,10 +491,10 @@ static struct session_decision step(struct session *s, const struct session_cont
     if (s->own == OWN_COUNTED && (raw || login) && !s->quiet) return (struct session_decision){.verdict = SESSION_WAIT};
     if (raw) s->own = OWN_RAW;
     if (login) note_login(s);
-    if (info->action == ACTION_VIEW && s->own == OWN_RAW) return refused(s, info); /* its answer cannot be told from what else comes */
+    if (s->own == OWN_RAW && info->action == ACTION_VIEW && session_view(info) == VIEW_CONFIG) return refused(s, info); /* its answer cannot be told from what else comes */
     struct session_decision d = own(s, bytes, request->length);
     if (info->action == ACTION_VIEW && s->own_multi) s->multi_secrets = true;
-    else if (info->action == ACTION_VIEW || info->action == ACTION_INFO) d.view = session_view(info);
+    else if (info->action == ACTION_VIEW || info->action == ACTION_INFO) d.view = session_view(info), d.view_count = session_view_count(request, bytes);
     if (info->action == ACTION_EXEC && s->multi_secrets) d.view = VIEW_SECRETS;
     uint32_t answers = count_answers(s, info, request, bytes, d.replies);
     if (s->own == OWN_COUNTED) d.replies = answers;

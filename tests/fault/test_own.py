@@ -44,7 +44,7 @@ class Line:
         self.connection.close()
 
 
-def setting(client: redis.Redis, name: str = "slowlog-max-len") -> str:
+def setting(client: redis.Redis, name: str = "acllog-max-len") -> str:
     """The value of a parameter."""
     (value,) = client.config_get(name).values()
     return value.decode() if isinstance(value, bytes) else str(value)
@@ -234,7 +234,7 @@ def test_another_users_rights_are_checked(shared_bed: Testbed, node: NodeStatus)
     with Line(node) as line:  # who fails to log in stays who it was
         assert line.ask(f"AUTH {name} wrong")[0].startswith("-WRONGPASS")
         assert line.ask("ACL WHOAMI", 2)[1] == "default"
-        assert line.ask("CONFIG SET slowlog-max-len 128") == ["+OK"]
+        assert line.ask("CONFIG SET acllog-max-len 128") == ["+OK"]
         assert line.ask(f"AUTH {name} secret") == ["+OK"]
         assert line.ask("CONFIG SET timeout 129")[0].startswith("-"), "the sidecar keeps it"
         assert line.ask("RESET") == ["+RESET"] and line.ask("ACL WHOAMI", 2)[1] == "default"
@@ -246,11 +246,11 @@ def test_another_users_rights_are_checked(shared_bed: Testbed, node: NodeStatus)
 def test_a_setting_travels_to_all_nodes(shared_bed: Testbed, node: NodeStatus) -> None:
     client = shared_bed.client(node)
     value = str(100 + int(node.id))
-    assert client.config_set("slowlog-max-len", value)
+    assert client.config_set("acllog-max-len", value)
     for backend in shared_bed.backends(shared_bed.status()).values():
         wait_until("it is set", lambda b=backend: setting(b) == value, WAIT_S)  # type: ignore[misc]
     with pytest.raises(redis.ResponseError, match="couldn't be parsed"):
-        client.config_set("slowlog-max-len", "many")
+        client.config_set("acllog-max-len", "many")
     assert setting(client) == value
     with pytest.raises(redis.ResponseError, match=r"'replica-read-only'. - can't set immutable"):
         client.config_set("replica-read-only", "no")
@@ -264,17 +264,17 @@ def test_a_setting_that_the_sidecar_keeps_may_be_set_to_what_it_is(shared_bed: T
     names = ("masterauth", "timeout", "appendonly", "repl-backlog-size", "port")
     kept = {name: setting(client, name) for name in names}
     value = str(300 + int(node.id))
-    assert client.config_set("slowlog-max-len", value, *[word for item in kept.items() for word in item])
+    assert client.config_set("acllog-max-len", value, *[word for item in kept.items() for word in item])
     for backend in servers.values():
         wait_until("it is set", lambda b=backend: setting(b) == value, WAIT_S)  # type: ignore[misc]
     with pytest.raises(redis.ResponseError, match=r"'timeout'. - can't set immutable"):
-        client.config_set("slowlog-max-len", 7, "masterauth", kept["masterauth"], "timeout", 9)
+        client.config_set("acllog-max-len", 7, "masterauth", kept["masterauth"], "timeout", 9)
     with pytest.raises(redis.ResponseError, match=r"'maxmemory-clients'. - percentage argument must be less"):
         client.config_set("maxmemory-clients", "200%", "timeout", 9)
     with pytest.raises(redis.ResponseError, match="Unknown option"):
         client.config_set("nonesuch", 1)
     for i, backend in servers.items():
-        assert {**backend.config_get(), "slowlog-max-len": 0} == {**before[i], "slowlog-max-len": 0}
+        assert {**backend.config_get(), "acllog-max-len": 0} == {**before[i], "acllog-max-len": 0}
         assert setting(backend) == value
 
 
@@ -307,7 +307,7 @@ def test_reset_ends_what_has_no_counted_answers(shared_bed: Testbed, node: NodeS
             line.say(opening)
             line.hear(1 if opening == "MONITOR" else 6)
             client.publish("c", "m")
-            line.say("RESET", "ACL WHOAMI", "CONFIG SET slowlog-max-len 130", "INCR n")
+            line.say("RESET", "ACL WHOAMI", "CONFIG SET acllog-max-len 130", "INCR n")
             assert b"m" in b"".join(iter(line.lines.readline, b"+RESET\r\n")), opening
             assert line.hear(2) == ["$7", "default"] and line.hear()[0] == "+OK"
             client.publish("c", "m")
@@ -337,7 +337,7 @@ def test_rule_14_clients_with_state_are_closed_when_the_leader_dies(bed: Testbed
     before = bed.status()
     leader, follower = leader_of(before), a_follower_of(before)
     bed.client(leader).set("w", 1)
-    bed.client(leader).config_set("slowlog-max-len", 77)
+    bed.client(leader).config_set("acllog-max-len", 77)
     with contextlib.ExitStack() as stack:
         states = ["BLPOP q 0", "SUBSCRIBE c", "WATCH w", "CLIENT TRACKING ON", "MONITOR", "CLIENT ID"]
         stateful = {text: stack.enter_context(Line(follower)) for text in states}

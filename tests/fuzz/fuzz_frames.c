@@ -128,6 +128,11 @@ void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uin
     CHECK(peer == PEER && (f->type >= FRAME_OWN_PUSH && f->type <= FRAME_OWN_GONE));
     story_bytes(story, payload, f->length);
 }
+void slowlog_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
+    (void)e;
+    CHECK(peer == PEER && f->length == (f->type == FRAME_WHO ? 0 : sizeof(struct slow_client)));
+    story_bytes(story, payload, f->length);
+}
 bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload) {
     CHECK(peer == PEER && f->length > 0 && f->length <= e->config.client_input_bytes_max && f->swallow <= f->replies);
     CHECK(f->script_offset <= f->length && f->script_length <= f->length - f->script_offset);
