@@ -40,7 +40,8 @@ said READONLY.
 """
 
 CONFIG_KEPT = """Of these a client reads what a client has set, while each node's server has a value of its
-sidecar's: `masterauth`, `masteruser`, and `repl-backlog-size`, of which a server has at least what a fail-over needs.
+sidecar's: `masterauth`, `masteruser`; `repl-backlog-size`, of which a server has at least what a fail-over needs; and
+`slowlog-max-len`, of which it has more where a client has set one, for the sidecar's own entries that nobody is shown.
 A parameter that is not listed is refused as one that cannot be set; `port`, where it is taken, as one that no server
 can listen on.
 """

@@ -11,7 +11,7 @@ import redis
 
 from musidecar.testbed import NodeStatus, Testbed, wait_until
 from tests.fault.cluster import a_follower_of, leader_of
-from tests.fault.test_own import Line
+from tests.fault.test_own import Line, setting
 
 WAIT_S = 20.0
 OURS = (b"RoLE", b"PiNG", b"SLoWLOG", b"CoNFIG", b"RePLCONF", b"HeLLO", b"SeLECT", b"CLiENT", b"SeTRaNGe")
@@ -94,16 +94,16 @@ def test_whose_an_entry_is_may_not_be_known(node: NodeStatus, client: redis.Redi
 def test_it_is_as_long_as_it_was_set(shared_bed: Testbed, client: redis.Redis) -> None:
     for i in range(20):
         client.get(f"k{i}")
-    assert client.config_set("slowlog-max-len", 10) and client.config_get("slowlog-max-len") == {"slowlog-max-len": "10"}
+    assert client.config_set("slowlog-max-len", 10) and setting(client, "slowlog-max-len") == "10"
     for i in range(20):
         client.get(f"l{i}")
     assert client.slowlog_len() == 10
     assert texts(client)[1:] == [f"GET l{i}" for i in range(19, 10, -1)], "and SLOWLOG LEN"
     assert len(texts(client, 3)) == 3 and texts(client, 0) == []
     for server in shared_bed.backends(shared_bed.status()).values():
-        wait_until("set", lambda s=server: s.config_get("slowlog-max-len") == {"slowlog-max-len": "1024"}, WAIT_S)  # type: ignore[misc]
+        wait_until("it is set", lambda s=server: setting(s, "slowlog-max-len") == "1024", WAIT_S)  # type: ignore[misc]
     assert client.config_set("slowlog-max-len", 2000)
-    assert shared_bed.backend(leader_of(shared_bed.status())).config_get("slowlog-max-len") == {"slowlog-max-len": "2000"}
+    assert setting(shared_bed.backend(leader_of(shared_bed.status())), "slowlog-max-len") == "2000"
     with pytest.raises(redis.ResponseError, match="greater than or equal to -1"):
         entries(client, -2)
     with pytest.raises(redis.ResponseError):
