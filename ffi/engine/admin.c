@@ -137,6 +137,7 @@ void admin_ask_role(struct engine *e) {
     a->role_pending = true;
     a->asked_us = e->now_us;
     static const char role[] = ASK_ROLE;
+    e->our_calls[OUR_CALLS_ROLE]++;
     admin_send(e, ADMIN_ROLE, role, sizeof role - 1);
 }
 
@@ -219,6 +220,7 @@ void admin_tick(struct engine *e) {
         const char *ping = e->machine.protocol != NULL ? e->machine.protocol->ping : ASK_ALIVE;
         a->ping_pending = true;
         a->heard_us = e->now_us; /* from here the time-out runs */
+        e->our_calls[OUR_CALLS_PING]++;
         admin_send(e, ADMIN_PING, ping, strlen(ping));
     }
     if (e->machine.protocol != NULL) return;

@@ -43,6 +43,7 @@ bool config_check_begin(struct engine *e, const struct destination *to, const ui
     for (uint64_t i = 2; i < request.argc; i += 2)
         if (!session_config_settable(&request, bytes, i)) request_bulk(&ask, word_at(&request, bytes, i));
     buffer_append(&e->admin.checks, bytes, length);
+    e->our_calls[OUR_CALLS_CONFIG_GET]++;
     admin_queue(e, (struct admin_expect){ADMIN_CHECK, *to, (uint32_t)length}, buffer_bytes(&ask), buffer_length(&ask));
     buffer_free(&ask);
     return true;

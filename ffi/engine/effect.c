@@ -57,6 +57,7 @@ static void stream_ack(struct engine *e) {
     size_t written;
     snprintf(offset, sizeof offset, "%llu", (unsigned long long)(s->cut_offset + buffer_length(&s->effects)));
     append_command(&s->socket.out, 3, OUR_REPLCONF, "ACK", offset);
+    e->our_calls[OUR_CALLS_REPLCONF]++;
     s->acked_us = e->now_us;
     if (!socket_flush(e, &s->socket, buffer_length(&s->socket.out), &written)) backend_lost(e, "its replication stream broke");
 }

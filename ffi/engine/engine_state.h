@@ -251,6 +251,7 @@ struct engine {
     struct queue waiters; /* wait.c */
     struct client_pause client_pause;
     struct slowlog slowlog;
+    uint64_t our_calls[OUR_CALLS]; /* of the sidecar's, since the backend counts */
 
     uint8_t *batch;               /* reserved place of the COMMAND record being filled */
     uint32_t batch_used, batch_entries;
@@ -499,6 +500,10 @@ void pause_tick(struct engine *e);
 bool config_kept_knows(const char *name, size_t length); /* one of these parameters? */
 bool config_kept_value(const struct engine *e, const char *name, size_t length, struct buffer *out); /* the client's; false: none */
 bool config_kept_translate(const struct engine *e, const uint8_t *bytes, size_t length, struct buffer *out); /* false: as it is */
+
+/* view_stats.c */
+void view_histogram(struct engine *e, struct buffer *answer);
+bool view_stats_line(struct engine *e, const char *line, size_t length, struct buffer *out); /* of INFO; false: as it is */
 
 /* view.c */
 void view_edit(struct engine *e, enum session_view view, int32_t count, struct buffer *answer); /* the backend's: the client's */

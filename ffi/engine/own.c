@@ -131,6 +131,7 @@ static struct own *own_open(struct engine *e, const struct destination *to, bool
     resp_reply_reset(&own->reply);
     uint32_t replies = as_default ? append_auth(e, &own->socket.out) : 0;
     if (as_default) buffer_text(&own->socket.out, ASK_ID);
+    e->our_calls[OUR_CALLS_CLIENT_ID] += as_default;
     own->appended = buffer_length(&own->socket.out);
     if (replies > 0) *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){.replies = replies, .swallow = replies};
     if (as_default) *(struct own_expect *)queue_push(&own->expects) = (struct own_expect){.replies = 1, .swallow = 1, .asks_id = true};
@@ -445,6 +446,13 @@ static void own_append(struct engine *e, struct own *own, const struct session_d
     buffer_free(&translated);
 }
 
+/* What stands in front of a request makes a connection its client's. */
+static void own_count(struct engine *e, const struct session_decision *d) {
+    e->our_calls[OUR_CALLS_HELLO]++;
+    e->our_calls[OUR_CALLS_SELECT]++;
+    e->our_calls[OUR_CALLS_CLIENT_SETNAME] += memmem(d->bytes, d->added, OUR_CLIENT, strlen(OUR_CLIENT)) != NULL;
+}
+
 static bool own_stage(struct engine *e, const struct destination *to, const struct session_decision *d, bool lent) {
     struct own *own = own_find(e, to->node, to->slot, to->generation);
     if (d->script != NULL || d->flushes_scripts) {
@@ -462,6 +470,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     own->to.session = to->session;
     if (lent) own_lend(e, own);
     else own_keep(e, own);
+    if (d->added > 0) own_count(e, d);
     if (d->syncs && own->replica == NULL) own->sync_at = own->appended > 0 ? own->appended : 1;
     own_append(e, own, d);
     uint32_t named = own_setting_staged(&own->settings, d);

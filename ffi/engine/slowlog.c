@@ -285,6 +285,8 @@ void slowlog_fetch(struct engine *e) {
     turn_forward(e, database, s->protocol, LIMITS, sizeof LIMITS - 1, &x);
     x.kind = EXPECT_SLOW_ENTRIES;
     turn_forward(e, database, s->protocol, entries, sizeof entries - 1, &x);
+    e->our_calls[OUR_CALLS_CONFIG_GET]++;
+    e->our_calls[OUR_CALLS_SLOWLOG_GET]++;
 }
 
 static void limits_take(struct slowlog *s, const uint8_t *bytes, size_t length) {

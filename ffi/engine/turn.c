@@ -88,6 +88,7 @@ static void shared_switch(struct engine *e, uint32_t database, uint8_t protocol)
         shared_append(e, hello, strlen(hello));
         expect_swallow(e);
         s->protocol = protocol;
+        e->our_calls[OUR_CALLS_HELLO]++;
     }
     if (s->database != (int32_t)database) {
         char number[16], text[64];
@@ -96,6 +97,7 @@ static void shared_switch(struct engine *e, uint32_t database, uint8_t protocol)
         shared_append(e, text, (size_t)n);
         expect_swallow(e);
         s->database = (int32_t)database;
+        e->our_calls[OUR_CALLS_SELECT]++;
     }
 }
 
@@ -236,6 +238,7 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     if (d->loads != LOADS_NOTHING) return load_submit(e, r), true;
     struct expect expect = expect_of(e, r);
     slow_head(d->bytes, d->length, expect.head, &expect.behind);
+    if (d->view == VIEW_RESETSTAT) memset(e->our_calls, 0, sizeof e->our_calls);
     if (d->view == VIEW_SLOWLOG_GET || d->view == VIEW_SLOWLOG_LEN) slowlog_fetch(e);
     if (d->writes) {
         if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
@@ -273,6 +276,7 @@ void turn_end(struct engine *e) {
     if (!s->unproven || e->big.active) return;
     static const char role[] = ASK_ROLE;
     shared_append(e, role, sizeof role - 1);
+    e->our_calls[OUR_CALLS_ROLE]++;
     *(struct expect *)queue_push(&s->expects) = (struct expect){
         .kind = EXPECT_ROLE, .replies = 1, .database_after = -1, .covered = e->command_index, .arrivals = owns_seal(e), .since_ns = e->now_ns};
     s->roles_in_flight++;

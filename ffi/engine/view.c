@@ -62,6 +62,7 @@ void view_edit(struct engine *e, enum session_view view, int32_t count, struct b
         case VIEW_SLOWLOG_GET: slowlog_view(e, count, answer); break;
         case VIEW_SLOWLOG_LEN: slowlog_view_length(e, answer); break;
         case VIEW_SLOWLOG_RESET: slowlog_view_reset(e, answer); break;
+        case VIEW_HISTOGRAM: view_histogram(e, answer); break;
         case VIEW_RESETSTAT:
         case VIEW_PLAIN: break;
     }

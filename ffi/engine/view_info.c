@@ -1,4 +1,4 @@
-/* view_info.c: INFO and ROLE without the replica that the sidecar is (R4: the stream). */
+/* view_info.c: INFO and ROLE without the replica that the sidecar is (R4: the stream), INFO without its calls. */
 #include <stdio.h>
 
 #include "engine/engine_state.h"
@@ -72,12 +72,12 @@ static bool replicas_line(const char *text, size_t left, const char *line, size_
 
 static void info_edit(struct engine *e, const char *text, size_t left, struct buffer *out) {
     struct info info = {0};
-    (void)e;
     while (left > 0) {
         const char *stop = memchr(text, '\n', left), *line = text;
         size_t length = stop == NULL ? left : (size_t)(stop - text) + 1;
         text += length;
         left -= length;
+        if (view_stats_line(e, line, length, out)) continue;
         if (replicas_line(text, left, line, length, out) || replica_line(&info, line, length, out)) continue;
         buffer_append(out, line, length);
     }

@@ -27,6 +27,10 @@
 #define OUR_PSYNC "PSyNC"
 #define OUR_EVAL "EVaL"
 
+/* Commands whose calls are counted, for clients are told of their own alone (view_stats.c). */
+enum our_calls { OUR_CALLS_ROLE, OUR_CALLS_PING, OUR_CALLS_SELECT, OUR_CALLS_HELLO, OUR_CALLS_REPLCONF, OUR_CALLS_CLIENT_ID,
+                 OUR_CALLS_CLIENT_SETNAME, OUR_CALLS_SLOWLOG_GET, OUR_CALLS_CONFIG_GET, OUR_CALLS };
+
 static inline bool ask_is_ours(const char *word, size_t length) {
     static const char *const words[] = {"RoLE", "PiNG", "iNFO", "HeLLO", "SeLECT", "SeTRaNGe", "AcL", OUR_AUTH, OUR_CLIENT, OUR_CONFIG, OUR_REPLCONF,
                                         OUR_PSYNC, OUR_EVAL, "SLoWLOG"};

@@ -123,6 +123,7 @@ OVERRIDES: Mapping[str, Decision] = {
     "info": (Way.READ, Action.INFO),
     **_each("ping echo time lastsave command lolwut pfselftest save bgsave bgrewriteaof", Way.READ),
     **_each("config|get config|resetstat role slowlog|get slowlog|len slowlog|reset", Way.READ, Action.VIEW),
+    "latency|histogram": (Way.READ, Action.VIEW),
     **_each("script|exists function|list function|dump function|stats", Way.READ),
     **_each("acl|cat acl|dryrun acl|genpass acl|getuser acl|list acl|log acl|users acl|whoami", Way.READ),
     **_each(

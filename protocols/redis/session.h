@@ -114,9 +114,10 @@ enum session_view {
     VIEW_RESETSTAT = 5,
     VIEW_SLOWLOG_GET = 6,    /* so many of them: view_count, -1 all */
     VIEW_SLOWLOG_LEN = 7,
-    VIEW_SLOWLOG_RESET = 8
+    VIEW_SLOWLOG_RESET = 8,
+    VIEW_HISTOGRAM = 9
 };
-#define VIEWS 9u
+#define VIEWS 10u
 
 struct session_decision {
     enum session_verdict verdict;

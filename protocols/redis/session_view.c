@@ -4,7 +4,8 @@
 enum session_view session_view(const struct command_info *info) {
     static const struct { const char *name; enum session_view view; } views[] = {
         {"config|get", VIEW_CONFIG}, {"config|resetstat", VIEW_RESETSTAT}, {"info", VIEW_INFO}, {"role", VIEW_ROLE},
-        {"slowlog|get", VIEW_SLOWLOG_GET}, {"slowlog|len", VIEW_SLOWLOG_LEN}, {"slowlog|reset", VIEW_SLOWLOG_RESET}};
+        {"slowlog|get", VIEW_SLOWLOG_GET}, {"slowlog|len", VIEW_SLOWLOG_LEN}, {"slowlog|reset", VIEW_SLOWLOG_RESET},
+        {"latency|histogram", VIEW_HISTOGRAM}};
     for (size_t i = 0; i < sizeof views / sizeof *views; i++)
         if (strcmp(info->name, views[i].name) == 0) return views[i].view;
     return VIEW_PLAIN;
