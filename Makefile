@@ -9,7 +9,7 @@ CORE_FILES := $(wildcard ffi/core/*.c ffi/fabric/*.c ffi/engine/*.c protocols/*/
 C_FLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -I. -Iffi
 PYTEST := $(PY) -m pytest
 
-.PHONY: help setup build demo test test-all vm sim fuzz soak suite bench instructions lint asan ubsan tsan sanitize clean
+.PHONY: help setup build demo test test-all vm vm-sanitize sim fuzz soak suite bench instructions lint asan ubsan tsan sanitize clean
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z -]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ vm: build ## The tests that need RDMA, on soft-RoCE in a small virtual machine
 	@tools/setup --vm
 	MUSIDECAR_VM=required $(PYTEST) tests/vm -m "not slow"
 
-test-all: build ## And the slow ones
+test-all: build vm-sanitized ## And the slow ones
 	$(PYTEST) tests
 
 SEEDS ?= 2000
@@ -103,6 +103,22 @@ sanitized:
 	@build/$(KIND)/$(basename $(notdir $(FILE))) $(ARGUMENTS_$(basename $(notdir $(FILE))))
 
 sanitize: asan ubsan tsan ## All three
+
+# For what needs a device, and so runs in the virtual machine: the whole extension, and a driver with threads.
+SANITIZED := build/sanitized
+SANITIZE_address := -fsanitize=address,undefined
+SANITIZE_thread := $(SANITIZE_tsan)
+.PHONY: vm-sanitized
+vm-sanitized:
+	@mkdir -p $(SANITIZED)
+	@flags="-O1 -fno-omit-frame-pointer -fno-sanitize-recover=all $(SANITIZE_address)"; \
+	    CFLAGS="$$flags" LDFLAGS="$$flags" $(PY) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/temp
+	@$(foreach kind,address thread,$(CC) $(C_FLAGS) -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(SANITIZE_$(kind)) \
+	    -o $(SANITIZED)/verbs_links-$(kind) tests/vm/verbs_links.c $(wildcard ffi/fabric/verbs*.c) -lpthread -ldl &&) true
+
+vm-sanitize: build vm-sanitized ## The verbs fabric under sanitizers, on soft-RoCE in the virtual machine
+	@tools/setup --vm
+	MUSIDECAR_VM=required $(PYTEST) tests/vm/guest/test_sanitized.py
 
 clean: ## Everything that was built, and .venv
 	rm -rf build dist .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis ffi/*.so

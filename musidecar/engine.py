@@ -16,7 +16,7 @@ from typing import Any
 
 from musidecar._ffi import ffi, lib
 from musidecar.config import Cluster, ConfigError, Node
-from musidecar.fabrics import EngineError, Fabric
+from musidecar.fabrics import EngineError, Fabric, make_fabric
 from musidecar.mesh import incarnation_number
 from musidecar.protocols.backend import Address, Claim
 
@@ -58,6 +58,16 @@ def replica_config(config: Cluster, node_id: int, secret: bytes) -> Any:
             "seed": secrets.randbits(64),
         },
     )
+
+
+def check_fabric(config: Cluster, node_id: int) -> None:
+    """ConfigError, with the remedy, when this host cannot have the configured fabric: before anything is started."""
+    if config.fabric == "shm":
+        return
+    try:
+        make_fabric(config, node_id, replica_config(config, node_id, b"")).close()
+    except EngineError as error:
+        raise ConfigError([f"{config.path}: {error}"]) from None
 
 
 def set_members(replica: Any, incarnation: str, members: Mapping[int, str]) -> None:

@@ -101,7 +101,10 @@ class ShmFabric(Fabric):
             close_all(fds)
             raise OSError(errno.EPROTO, f"node {node} sent {len(fds)} descriptors")
         if lib.shm_attach(self.shm, node - 1, tuple(fds), pid) != 0:
-            raise OSError(ffi.errno, f"node {node}'s log does not fit this node's: {_errno_text()}")
+            error, text = ffi.errno, f"node {node}'s log does not fit this node's"
+            if error == errno.EINVAL:
+                raise Unfit(f"{text}: give all nodes one version of musidecar, and one configuration file")
+            raise OSError(error, f"{text}: {os.strerror(error)}")
 
     def fence(self, node: int) -> tuple[int | None, int]:
         mapping = ffi.new("uint64_t *")

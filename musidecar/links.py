@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from musidecar.formation import STEP_S, Fabric, offer_of
+from musidecar.formation import STEP_S, Fabric, Unfit, offer_of
 from musidecar.mesh import FRAME_S, Connection, Mesh, MeshError, Refused, Unreachable, close_all, node_name
 
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5  # between attempts to reach a node
@@ -166,15 +166,20 @@ class Links:
                     self._dial_control(peer)
                 else:
                     self._dial_link(peer)
-                pause_s, peer.complaint = RETRY_S_MIN, ""
+                pause_s = RETRY_S_MIN
                 continue
             except (MeshError, OSError) as error:
-                if isinstance(error, Refused) and peer.complaint != str(error):
-                    peer.complaint = str(error)
-                    log.warning("mesh: %s", error)
+                if isinstance(error, Refused | Unfit):
+                    self._complain(peer, error)
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping, pause_s)
             pause_s = min(2 * pause_s, RETRY_S_MAX)
+
+    def _complain(self, peer: _Peer, error: MeshError) -> None:
+        """Once, not with every attempt."""
+        if peer.complaint != str(error):
+            peer.complaint = str(error)
+            log.warning("mesh: %s", error)
 
     def _dial_control(self, peer: _Peer) -> None:
         connection = self._mesh.dial(peer.node, "peer", DIAL_S)
@@ -207,7 +212,11 @@ class Links:
         """A control connection has come; stays in its thread as long as it lasts."""
         with contextlib.closing(connection):
             peer = self._peer_of(connection)
-            self._meet(peer, connection)
+            try:
+                self._meet(peer, connection)
+            except Unfit as error:
+                self._complain(peer, error)
+                return
             self._read(peer, connection)
 
     def _linked(self, connection: Connection) -> None:
@@ -256,7 +265,7 @@ class Links:
                 former, peer.control = peer.control, connection
                 if known is Known.PREPARED:
                     peer.linked = False
-                peer.known = Known.OPEN
+                peer.known, peer.complaint = Known.OPEN, ""
                 self._changed.notify_all()
             if former is not None:
                 with contextlib.suppress(OSError):

@@ -71,6 +71,10 @@ class Local:
                 secret.create(self.folder / "secret")
             self.config: Cluster = load(path)
             _check_ports(self.config)
+            if fabric != "shm":
+                from musidecar.engine import check_fabric
+
+                check_fabric(self.config, self.config.nodes[0].id)  # one host: they are all alike
         except BaseException:
             self._lock.release()
             raise

@@ -51,6 +51,8 @@ TCP_ALIVE_S, TCP_ALIVE_COUNT = 2, 3  # a TCP connection silent for so long, so o
 REFUSAL_GAP_S = 0.2  # refusals are logged one line each, but no faster than this,
 REFUSAL_AGAIN_S = 30.0  # and the same one again only after this
 REFUSALS_KEPT = 100
+NO_SECRET = "does not hold this cluster's secret: give all nodes the same cluster.secret_file"
+KEEP_OUT = ": let only the hosts of this cluster reach nodes[].mesh"
 
 _HEADER = struct.Struct(">cI")
 _JSON, _RAW = b"J", b"B"
@@ -347,7 +349,7 @@ def _greet(member: Member, sock: socket.socket, to: int, role: str, deadline: fl
     proof = answer.pop("proof", None)
     if not _same(proof, _proof(member.secret, "listener", hello, answer)):
         connection.send({"refused": "secret"})
-        raise Refused(f"what listens for node {to} does not hold this cluster's secret")
+        raise Refused(f"what listens for node {to} {NO_SECRET}")
     if answer.get("node") != to or answer.get("musidecar") != VERSION:
         raise Refused(f"what listens for node {to} is node {_quoted(answer.get('node'), 20)}")
     if not _hex(answer.get("incarnation"), INCARNATION_BYTES):
@@ -398,8 +400,8 @@ def _welcome(member: Member, sock: socket.socket, deadline: float) -> Peer:
     reply = connection.recv(deadline - time.monotonic())
     if not _same(reply.get("proof"), _proof(member.secret, "dialler", hello, answer)):
         if "refused" not in reply:
-            connection.send({"refused": "it does not hold this cluster's secret"})
-        raise Refused(f"it calls itself {node_name(hello['node'])} and does not hold this cluster's secret")
+            connection.send({"refused": f"it {NO_SECRET}"})
+        raise Refused(f"it calls itself {node_name(hello['node'])} and {NO_SECRET}")
     connection.send({"welcome": True})
     return Peer(hello["node"], hello["role"], hello["incarnation"], pid, uid)
 
@@ -572,7 +574,8 @@ class Mesh:
         except (MeshError, OSError) as error:
             who = _who(sock)
             sock.close()
-            self._log_refusal(f"{who}: {error}")
+            is_noise = sock.family != socket.AF_UNIX and not isinstance(error, Refused)
+            self._log_refusal(f"{who}: {error}{KEEP_OUT if is_noise else ''}")
             return
         finally:
             self._strangers.release()

@@ -40,7 +40,7 @@ from musidecar import (
 )
 from musidecar._ffi import lib
 from musidecar.config import Cluster, ConfigError, Node
-from musidecar.engine import Engine, Event, engine_settings, replica_config, set_members
+from musidecar.engine import Engine, Event, check_fabric, engine_settings, replica_config, set_members
 from musidecar.fabrics import EngineError, Fabric, make_fabric
 from musidecar.protocols import backend as backends
 from musidecar.protocols.backend import Ask, BackendError, Claim, Prepared
@@ -55,8 +55,9 @@ log = logging.getLogger("musidecar.node")
 
 
 def run(config: Cluster, node_id: int, *, replace_data: bool = False, log_json: bool = False) -> int:
-    """Run one node until a signal ends it (0) or it cannot go on (1). Call from the main thread, with its lock held.
+    """Run one node until a signal ends it (0) or it cannot go on (1; 2 where what is configured can never work here).
 
+    Call from the main thread, with its lock held.
     replace_data: let the cluster's data replace what an already running backend of this node holds.
     ConfigError when something in the configuration or its files cannot be used.
     """
@@ -82,7 +83,7 @@ def _live(sidecar: Sidecar) -> int:
             return 0
         except (BackendError, EngineError, mesh.MeshError, ConfigError) as error:
             log.error("%s", error)
-            return 1
+            return 2 if isinstance(error, ConfigError | formation.Unfit) else 1
         finally:
             sidecar.close()
 
@@ -168,6 +169,7 @@ class Sidecar:
 
     def start(self) -> None:
         """Everything up to the running engine. Stopped when a signal comes before."""
+        check_fabric(self.config, self.node.id)
         mesh.private_directory(self.config.directory)
         mesh.private_directory(self.home)
         transfer.remove_leftovers(self.home)

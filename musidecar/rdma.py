@@ -139,7 +139,7 @@ def judge(found: list[Device], wanted: Wanted, kernel_devices: list[str] | None 
         yield Check(f"RDMA device {name}", "bad", text, "apt-get install ibverbs-providers; modprobe ib_uverbs")
     names = ", ".join(device.name for device in found)
     if wanted.device and wanted.device not in [device.name for device in found]:
-        remedy = f"name one of {names} (nodes[].rdma)" if found else f"make it, or soft-RoCE: {SOFT_ROCE}"
+        remedy = f"verbs.device may be one of {names}" if found else f"make it, or soft-RoCE: {SOFT_ROCE}"
         text = f"no such device: {names or 'none'} is here"
         yield Check(f"RDMA device {wanted.device}", "bad", text, remedy)
         return
@@ -175,7 +175,8 @@ def _judge_device(device: Device, wanted: Wanted) -> Iterator[Check]:
     ports = [port for port in device.ports if wanted.port in (0, port.number)]
     if not ports:
         there = ", ".join(str(port.number) for port in device.ports)
-        yield Check(f"{name} port {wanted.port}", "bad", f"no such port: it has {there}", "correct the port")
+        text = f"no such port: it has {there}"
+        yield Check(f"{name} port {wanted.port}", "bad", text, "give verbs.port one of these, or leave it out")
     for port in ports:
         yield _judge_port(f"{name} port {port.number}", port, wanted)
 
@@ -185,11 +186,11 @@ def _judge_port(name: str, port: Port, wanted: Wanted) -> Check:
     text = f"{port.state_name}, {layer}, MTU {port.mtu}"
     if port.state != ACTIVE:
         remedy = (
-            "ip link set its-interface up; look at the cable" if port.is_ethernet else "is a subnet manager running?"
+            "ip link set DEV up; look at the cable" if port.is_ethernet else "is a subnet manager running?"
         )
         return Check(name, "bad", text, remedy)
     if wanted.mtu > port.mtu:
-        remedy = f"at most {port.mtu} in the configuration, or a larger MTU on the interface of every node"
+        remedy = f"verbs.mtu = {port.mtu} at most, or a larger MTU on the interface of every node"
         return Check(name, "bad", f"{text}: {wanted.mtu} is configured", remedy)
     if not port.is_ethernet:
         return Check(name, "ok", text) if port.lid else Check(name, "bad", text, "is a subnet manager running?")
@@ -200,7 +201,8 @@ def _judge_port(name: str, port: Port, wanted: Wanted) -> Check:
     chosen = next((gid for gid in port.gids if gid.index == wanted.gid_index), None)
     good = [gid for gid in port.gids if gid.kind == "RoCE v2" and gid.is_ipv4]
     if wanted.gid_index >= 0 and chosen is None:
-        return Check(name, "bad", f"{text}: there is no {wanted.gid_index}", "take one of these GID indexes")
+        remedy = "give verbs.gid_index one of these, or leave it out"
+        return Check(name, "bad", f"{text}: there is no {wanted.gid_index}", remedy)
     if chosen is not None and chosen not in good:
         return Check(name, "note", f"{text}: {chosen.index} is chosen", "RoCE v2 over IPv4 crosses routers")
     if not good:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from musidecar import mesh
-from musidecar.formation import Formed, form
+from musidecar.formation import Formed, Unfit, form
 from musidecar.links import Callbacks, Links
 from musidecar.mesh import Mesh, Unreachable
 from tests.unit.test_mesh import Regions, member, wait_until
@@ -191,3 +191,25 @@ def test_a_second_life_that_comes_before_the_first_is_done(home: Path, nodes: di
             wait_until(lambda other=other, it=incarnation: nodes[other].links.incarnations().get(2) == it)  # type: ignore[misc]
     for other in (1, 3):
         wait_until(lambda other=other: connected(nodes[2], nodes[other]) and connected(nodes[other], nodes[2]))  # type: ignore[misc]
+
+
+def test_a_new_life_that_does_not_fit_is_told_so_at_both_ends_and_once(
+    home: Path, nodes: dict[int, Node], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes[3].end()
+    tries = {1: 0, 2: 0, 3: 0}
+    real = Regions.attach
+
+    def attach(self: Regions, node: int, offer: dict[str, Any], fds: Sequence[int], pid: int) -> None:
+        mesh.close_all(list(fds))
+        tries[self.me] += 1
+        raise Unfit(f"{self.me} and {node} differ: set this")
+
+    monkeypatch.setattr(Regions, "attach", attach)
+    again = nodes[3] = Node(home, 3)
+    again.links.start()
+    wait_until(lambda: min(tries.values()) > 3)
+    for own, other in ((3, 1), (3, 2), (1, 3), (2, 3)):
+        assert caplog.text.count(f"{own} and {other} differ: set this") == 1, caplog.text
+    monkeypatch.setattr(Regions, "attach", real)
+    wait_until(lambda: connected(again, nodes[1]) and connected(nodes[2], again))

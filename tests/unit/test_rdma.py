@@ -45,12 +45,12 @@ def test_infiniband_needs_a_lid_and_no_gid() -> None:
     [
         ([], Wanted(), "none is here", "rdma link add"),
         ([], Wanted(device="mlx5_0"), "no such device: none", "rdma link add"),
-        ([device()], Wanted(device="mlx5_0"), "no such device: rxe0", "name one of rxe0"),
+        ([device()], Wanted(device="mlx5_0"), "no such device: rxe0", "verbs.device may be one of rxe0"),
         ([device(replace(ROCE, state=1))], Wanted(), "DOWN", "ip link set"),
-        ([device()], Wanted(port=2), "no such port: it has 1", "correct the port"),
-        ([device()], Wanted(gid_index=7), "there is no 7", "take one of these"),
+        ([device()], Wanted(port=2), "no such port: it has 1", "give verbs.port one"),
+        ([device()], Wanted(gid_index=7), "there is no 7", "give verbs.gid_index one"),
         ([device(replace(ROCE, gids=()))], Wanted(), "GIDs none", "IPv4 address"),
-        ([device()], Wanted(mtu=4096), "4096 is configured", "at most 1024"),
+        ([device()], Wanted(mtu=4096), "4096 is configured", "verbs.mtu = 1024 at most"),
         ([device(queue_pairs=4)], Wanted(), "8 of 64 and 1 are needed", "another device"),
         ([device(sends=16)], Wanted(), "16 sends", "another device"),
         ([Device("mlx5_0", trouble="Permission denied")], Wanted(), "Permission denied", "/dev/infiniband"),
@@ -125,8 +125,27 @@ def test_doctor_judges_what_the_configuration_asks_for(
 ) -> None:
     """On a host without any such device; with one, tests/vm/guest/test_doctor.py."""
     text = (root / "configs" / "roce.toml").read_text().replace("/etc/musidecar", str(folder))
-    (folder / "roce.toml").write_text(text.replace("/run/musidecar", str(folder / "run")))
+    (folder / "roce.toml").write_text(text.replace("/var/lib/musidecar", str(folder / "run")))
     done = command("doctor", "--config", folder / "roce.toml")
     assert done.returncode == 1
     assert "bad  RDMA device mlx5_0: no such device" in done.stdout and "mlx5_1" in done.stdout
     assert "locked memory: 1" in done.stdout
+
+
+def test_without_libibverbs_everything_that_needs_it_says_what_to_install(
+    command: Callable[..., subprocess.CompletedProcess[str]], folder: Path, free_port: int
+) -> None:
+    """A library that is none stands before the real one, if there is one."""
+    (folder / "libibverbs.so.1").touch()
+    without = {"LD_LIBRARY_PATH": str(folder)}
+    cluster = folder / "cluster"
+    done = command("local", "--fabric", "verbs", "--port", str(free_port), "--dir", cluster, **without)
+    assert done.returncode == 2 and "apt-get install libibverbs" in done.stderr and not done.stdout, done
+    done = command("run", "--config", cluster / "cluster.toml", "--node", "1", **without)
+    assert done.returncode == 2 and "apt-get install libibverbs" in done.stderr + done.stdout, done
+    assert not (cluster / "redis-1").exists(), "its server was started all the same"
+    done = command("doctor", "--config", cluster / "cluster.toml", **without)
+    assert done.returncode == 1 and "apt-get install libibverbs" in done.stdout, done
+    done = command("bench", "replicate", "--fabric", "verbs", **without)
+    assert done.returncode == 1 and "apt-get install libibverbs" in done.stderr, done
+    assert command("doctor", "--port", str(free_port), **without).returncode == 0, "shared memory does without"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-DEVICE = "rxe0"
+DEVICE, LONE_NETDEV = "rxe0", "d0"
 ADDRESS = "10.9.1.1"
 
 
@@ -35,10 +35,10 @@ def remove_rxe(device: str) -> None:
 
 def add_lone_device() -> None:
     """rxe0 on a dummy interface with 10.9.1.1: for everything that is only one host. GID index 1 is the IPv4 one."""
-    ip("link add d0 type dummy")
-    ip(f"addr add {ADDRESS}/24 dev d0")
-    ip("link set d0 up")
-    add_rxe(DEVICE, "d0")
+    ip(f"link add {LONE_NETDEV} type dummy")
+    ip(f"addr add {ADDRESS}/24 dev {LONE_NETDEV}")
+    ip(f"link set {LONE_NETDEV} up")
+    add_rxe(DEVICE, LONE_NETDEV)
 
 
 class Network:

@@ -90,9 +90,12 @@ class HostsBed(Cradle):
         self.network, self.fabric, self.timing, self.joining = network, fabric, {**TIMING, **timing}, joining
         self.hosts = [host for host in network.hosts if host not in joining]  # where the clients are
 
-    def launch(self) -> None:
+    def configure(self) -> None:
         every = list(self.network.hosts)
         self._local = _Files(self.dir, self.fabric, every, self.joining, self.timing)  # type: ignore[assignment]
+
+    def launch(self) -> None:
+        self.configure()
         for host in self.hosts:
             self._local.log(host).touch()
             self.revive(host)
@@ -116,11 +119,11 @@ class HostsBed(Cradle):
                 time.sleep(POLL_S)
         return self.status()
 
-    def revive(self, node: int) -> None:
-        """Starts a node, also one that has died: another life of it."""
+    def revive(self, node: int, config_file: Path | None = None) -> None:
+        """Starts a node, also one that has died: another life of it. config_file: other than the cluster's."""
         assert self._local is not None
-        netns = self.network.netns(node)
-        self.pids[node] = self.nursery.start_node(self._local.config_file, node, self._local.log(node), netns)
+        path, netns = config_file or self._local.config_file, self.network.netns(node)
+        self.pids[node] = self.nursery.start_node(path, node, self._local.log(node), netns)
 
     def start(self, timeout_s: float = START_S) -> ClusterStatus:
         self.launch()

@@ -16,6 +16,15 @@ def rxe0() -> str:
     return hosts.DEVICE
 
 
+@pytest.fixture
+def port_down(rxe0: str) -> Iterator[None]:
+    """The cable of that device is out."""
+    hosts.ip(f"link set {hosts.LONE_NETDEV} down")
+    yield
+    hosts.ip(f"link set {hosts.LONE_NETDEV} up")
+    hosts.ip(f"addr replace {hosts.ADDRESS}/24 dev {hosts.LONE_NETDEV}")
+
+
 @pytest.fixture(scope="module")
 def host_count() -> int:
     """How many hosts the network has. A file that wants others has a fixture of this name of its own."""
