@@ -79,7 +79,10 @@ class Guest:
             message = self.machine.receive(time_limit_s(item) + GRACE_S)
             if "report" in message:
                 hook = self.config.hook
-                reports.append(hook.pytest_report_from_serializable(config=self.config, data=message["report"]))
+                report = hook.pytest_report_from_serializable(config=self.config, data=message["report"])
+                if report.skipped:
+                    report.longrepr = tuple(report.longrepr)  # JSON has none
+                reports.append(report)
             elif "finish" in message:
                 if message["finish"] != item.nodeid:
                     raise MachineError(f"the guest ran {message['finish']} when {item.nodeid} was wanted")

@@ -67,8 +67,8 @@ def check_run_refuses(command: Command, path: Path, words: str) -> None:
 
 def check_doctor(path: Path, finding: str, remedy: str) -> None:
     """Asked in this process: an interpreter takes this machine long to start."""
-    (bad,) = [check for check in doctor.check_cluster(load(path)) if check.verdict == "bad"]
-    assert finding in f"{bad.name}: {bad.text}" and remedy in bad.remedy, bad
+    bad = [check for check in doctor.check_cluster(load(path)) if check.verdict == "bad"]
+    assert [remedy in check.remedy for check in bad if finding in f"{check.name}: {check.text}"] == [True], bad
 
 
 # ---- of one host -----------------------------------------------------------------------------------------------------
