@@ -228,10 +228,15 @@ class Siege:
         self.look(without=victim)
         self.progress({victim, *self.dead}, AFTER_WRITES, SERVED_AGAIN_S)
 
+    def leads_by_mistake(self, node: int) -> bool:
+        """Has it not heard yet that another one was elected? So it may serve until it does, and then breaks off."""
+        said = self.bed.says(node)
+        return said.get("role") == "leader" and int(str(said.get("term") or 0)) < max(self.story.leaders, default=0)
+
     def well(self, node: int) -> None:
         """The node serves again with its Redis in step."""
         deadline = time.monotonic() + WELL_AGAIN_S
-        while not self.bed.is_well(node):
+        while self.leads_by_mistake(node) or not self.bed.is_well(node):
             if time.monotonic() > deadline:
                 raise TestbedError(f"node {node} did not recover in {WELL_AGAIN_S:g} s: {self.bed.says(node)}")
             time.sleep(POLL_S)

