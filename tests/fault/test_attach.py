@@ -87,7 +87,7 @@ def test_doctor_tells_beforehand_and_changes_nothing(own: redis.Redis, config_fi
     config_file.write_text(config_file.read_text().replace("[[nodes]]", "seed = 2\n[[nodes]]", 1))
     done = command("doctor", "--config", config_file)
     assert done.returncode == 1
-    assert "3 keys of its own, where node 2's data is to go" in done.stdout
+    assert "3 keys of its own, where the seed's data is to go" in done.stdout
 
 
 def test_its_data_is_everywhere_and_outlives_its_node(
