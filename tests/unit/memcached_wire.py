@@ -103,7 +103,7 @@ class Reader:
 
 def rewrite(request: Request, now_s: int) -> bytes:
     out = Buffer()
-    PROTOCOL.rewrite(request.c, request.bytes, now_s, out.c)
+    PROTOCOL.rewrite(request.c, request.bytes, now_s * 1_000_000, out.c)
     return out.take()
 
 
