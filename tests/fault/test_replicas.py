@@ -7,6 +7,7 @@ import contextlib
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from musidecar.compare import compare
 from musidecar.testbed import NodeStatus, Testbed, free_ports, plain_redis, wait_until
 from musidecar.workload import encode
 from tests.fault.cluster import a_follower_of, another_serves, assert_same_data, last_words, leader_of
+from tests.fault.nursery import Cradle, Nursery
 
 WAIT_S = 20.0
 MIB = 1 << 20
@@ -256,6 +258,42 @@ def test_who_does_not_read_fills_no_memory(bed: Testbed) -> None:
             assert all(resident(each) - before[each.id] < 40 * MIB for each in status.nodes)
             assert len(file.read(length)) == length
     assert_same_data(bed, status)
+
+
+@pytest.mark.parametrize("through", ["leader", "follower"])
+def test_who_takes_nothing_for_too_long_is_closed(nursery: Nursery, through: str) -> None:
+    """And nobody else: neither who is slow, nor who has nothing to take."""
+    timeout_ms = 1500
+    with Cradle(nursery, 3, {"timing": {"replica_timeout_ms": timeout_ms}}) as bed:
+        status = bed.status()
+        leads = leader_of(status)
+        node = leads if through == "leader" else a_follower_of(status)
+        server, client = bed.backend(leads), bed.client(leads)
+
+        def replicas() -> int:
+            return int(server.info("replication")["connected_slaves"])
+
+        with contextlib.closing(Reader(node)) as slow, contextlib.closing(Reader(node)) as stuck:
+            alone = replicas() - 2
+            time.sleep(1.5 * timeout_ms / 1000)
+            assert replicas() == alone + 2, "there was nothing to take"
+            for i in range(48):
+                client.set("k", bytes([i]) * MIB)
+            client.set("done", 1)
+            began = time.monotonic()
+            while replicas() == alone + 2:
+                slow.hear()  # a MiB or less
+                assert time.monotonic() - began < WAIT_S
+                time.sleep(0.1)
+            assert replicas() == alone + 1
+            assert time.monotonic() - began > 0.5 * timeout_ms / 1000, "not at once"
+            assert "takes too little" in bed.logs(60)
+            with pytest.raises(EOFError):
+                while stuck.hear():
+                    pass
+            while slow.hear()[1:2] != [b"done"]:
+                pass
+        assert_same_data(bed, status)
 
 
 @pytest.mark.slow
