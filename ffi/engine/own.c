@@ -1,5 +1,7 @@
 /* own.c: see own.h. */
 #include <errno.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "engine/engine_state.h"
@@ -8,6 +10,7 @@
 #define WAITING_BYTES_MAX (64u << 20) /* requests that the backend does not take */
 #define ARRIVED_BYTES_MAX (64u << 20) /* of all of them, until a ROLE is answered */
 #define PUSH_BYTES_MAX (512u << 10)   /* in one frame */
+#define UNREAD_US_MAX 1000000ull      /* order is no promise: a backend that reads nothing so long need not be waited for */
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
 
@@ -23,6 +26,7 @@ struct own {
     struct queue expects; /* answers that are to come; none: what comes is not counted */
     struct resp_reply reply;
     uint64_t appended, sendable, sent; /* absolute byte counts of socket.out */
+    bool fresh;  /* nothing was sent on it yet: the backend has to accept it first */
     bool ends;   /* the client says no more: nor do we, once all is sent */
     bool paused;
     bool whole; /* what came last ended a line or an answer */
@@ -39,6 +43,7 @@ struct own {
     struct own_replica *replica; /* it has asked */
 };
 
+struct own_unread { struct destination to; uint64_t shared, since_us; bool fresh; };
 struct own_staged {
     uint32_t node, slot, generation;
     uint64_t end, index, probe, shared;
@@ -104,6 +109,7 @@ static void own_leave(struct engine *e, struct own *own) {
     buffer_clear(&own->socket.out);
     own->appended = own->sendable = own->sent;
     shutdown(own->socket.source.fd, SHUT_WR);
+    source_watch(e, &own->socket.source, EPOLLIN);
 }
 
 /* At the end of a turn: no event names them any more. */
@@ -126,6 +132,7 @@ static struct own *own_open(struct engine *e, const struct destination *to, bool
     own->socket.source = (struct source){.kind = SOURCE_OWN, .fd = fd};
     own->to = *to;
     own->number = ++e->owns.opened;
+    own->fresh = true;
     queue_init(&own->expects, sizeof(struct own_expect), 8);
     own->whole = true;
     resp_reply_reset(&own->reply);
@@ -283,6 +290,39 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
     return true;
 }
 
+/* ---- order ------------------------------------------------------------------------------------------------------------
+ *
+ * Clients who do not wait for each other's answers have no order by right. But what one backend would do as it comes it is
+ * given in that order: what is written first it need not read first, if it reads from several connections, and least of all
+ * where it has to accept one first. So what was staged on the shared connection behind a request on an own one is written
+ * once that one is read (a Unix socket tells), and so is what goes to an older connection behind a new one's first request. */
+
+static bool is_read(const struct own *own) {
+    int left = 0;
+    return own->sent == own->sendable && (ioctl(own->socket.source.fd, SIOCOUTQ, &left) != 0 || left == 0);
+}
+
+/* Edge-triggered, a socket that is always writable tells when its other end has read. */
+static void unread_add(struct engine *e, struct own *own, uint64_t shared) {
+    if (e->config.backend_path[0] == 0) return;
+    *(struct own_unread *)queue_push(&e->owns.unread) = (struct own_unread){own->to, shared, e->now_us, own->fresh};
+    own->fresh = false;
+    source_watch(e, &own->socket.source, own->socket.source.interest | EPOLLOUT | EPOLLET);
+}
+
+static void unread_step(struct engine *e) {
+    struct owns *o = &e->owns;
+    for (const struct own_unread *u = queue_front(&o->unread); u != NULL; u = queue_front(&o->unread)) {
+        struct own *own = own_find(e, u->to.node, u->to.slot, u->to.generation);
+        if (own != NULL && !is_read(own) && e->now_us - u->since_us < UNREAD_US_MAX) return;
+        queue_pop(&o->unread);
+        e->more = true;
+        if (own == NULL) continue;
+        uint32_t all = own->socket.source.interest & ~(uint32_t)EPOLLET;
+        source_watch(e, &own->socket.source, own->sent < own->sendable ? all : all & ~(uint32_t)EPOLLOUT);
+    }
+}
+
 /* Does nobody take what it says? Then it is not read from: the backend has limits of its own. */
 static bool own_held_up(struct engine *e, const struct own *own) {
     if (own->settings.waits || buffer_length(&e->owns.arrived) > ARRIVED_BYTES_MAX) return true;
@@ -295,7 +335,10 @@ static bool own_held_up(struct engine *e, const struct own *own) {
 void own_event(struct engine *e, struct source *source, uint32_t events) {
     struct own *own = (struct own *)(void *)source;
     if (source->fd < 0) return;
-    if (events & EPOLLOUT) own_send(e, own);
+    if (events & EPOLLOUT) {
+        own_send(e, own);
+        unread_step(e);
+    }
     if (source->kind != SOURCE_OWN || !(events & (EPOLLIN | EPOLLHUP | EPOLLERR))) return;
     ssize_t n = recv(source->fd, e->scratch, SCRATCH_BYTES, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -413,22 +456,31 @@ void owns_step(struct engine *e) {
         }
     }
     uint64_t commit = replica_commit(e->replica), probed = replica_probed(e->replica);
+    unread_step(e);
     for (struct own_staged *s = queue_front(&o->staged); s != NULL; s = queue_front(&o->staged)) {
         if (s->probe == 0 || s->probe > probed || s->index > commit || s->behind > e->shared.expects.head) break;
         if (client_pause_holds(e, o->staged.head)) break;
+        const struct own_unread *last = queue_length(&o->unread) > 0 ? queue_back(&o->unread) : NULL;
         struct own *own = own_find(e, s->node, s->slot, s->generation);
-        uint64_t end = s->end;
+        if (own != NULL && last != NULL && last->fresh && !own->fresh) break;
+        if (e->shared.sent < s->shared && !e->context.busy) { /* a script in front of it may need to be killed by this one */
+            shared_send(e);
+            if (e->shared.socket.source.fd < 0 || e->shared.sent < s->shared) break;
+        }
+        const struct own_staged now = *s;
         queue_pop(&o->staged);
         if (own == NULL) continue;
-        own->sendable = end;
+        own->sendable = now.end;
         own_send(e, own);
+        if (own->socket.source.fd >= 0) unread_add(e, own, now.shared);
     }
 }
 
-/* What was staged on the shared connection after the oldest request that waits here stays behind it, so that clients who do
- * not wait for answers rarely see themselves overtaken. */
+/* What was staged on the shared connection after the oldest request that waits here, or is not read yet, stays behind it. */
 uint64_t owns_shared_limit(const struct engine *e) {
+    const struct own_unread *u = queue_front(&e->owns.unread);
     const struct own_staged *s = queue_front(&e->owns.staged);
+    if (u != NULL) return u->shared;
     return s == NULL || client_pause_holds(e, e->owns.staged.head) ? UINT64_MAX : s->shared;
 }
 
@@ -572,6 +624,7 @@ void owns_end(struct engine *e, uint32_t node) {
 void owns_drop(struct engine *e) {
     while (e->owns.first != NULL) own_free(e, e->owns.first);
     queue_clear(&e->owns.staged);
+    queue_clear(&e->owns.unread);
     queue_clear(&e->owns.arrivals);
     buffer_free(&e->owns.arrived);
     e->owns.unprobed = false;
@@ -580,6 +633,7 @@ void owns_drop(struct engine *e) {
 
 void owns_init(struct engine *e) {
     queue_init(&e->owns.staged, sizeof(struct own_staged), 16);
+    queue_init(&e->owns.unread, sizeof(struct own_unread), 16);
     queue_init(&e->owns.arrivals, sizeof(struct arrival), 16);
 }
 
@@ -587,6 +641,7 @@ void owns_free(struct engine *e) {
     owns_drop(e);
     owns_bury(e);
     queue_free(&e->owns.staged);
+    queue_free(&e->owns.unread);
     queue_free(&e->owns.arrivals);
     for (uint32_t i = 0; i < e->nodes; i++) free(e->owns.slots[i]);
 }

@@ -26,6 +26,7 @@ struct owns {
     struct own **slots[8]; /* of each node's clients, by slot; made when one is needed */
     struct own *first;     /* all of them */
     struct queue staged;   /* bytes that wait for their probe */
+    struct queue unread;   /* sent, and not seen to be read by the backend */
     struct queue arrivals; /* what the backend said since the last ROLE that is answered */
     struct buffer arrived; /* ... its bytes */
     uint64_t sealed;       /* absolute count of arrivals that a ROLE was sent behind */
