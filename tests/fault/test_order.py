@@ -1,6 +1,6 @@
 """Requests of clients that do not wait for each other's answers: nobody promises an order, but what one server does as
-it comes is done so through one node, too, whichever connections carry it. (Of 300 pairs as here, sent to a plain server,
-ten were done the other way round: it does not ask which of two sockets had something to read first.)"""
+it comes is done so through one node, too, whichever connections carry it. (Of 300 pairs as here a plain server did ten
+the other way round: it does not ask which of two sockets had something to read first.)"""
 
 from __future__ import annotations
 
