@@ -68,7 +68,7 @@ class Doer(threading.Thread):
         elif self.kind == "setting":
             self.say(
                 ["+OK", *["+QUEUED"] * 3, "*3", f":{count}", "+OK", f":{count}"],
-                "MULTI", f"INCR {a}", f"CONFIG SET slowlog-max-len {200 + int(count)}", f"INCR {b}", "EXEC",
+                "MULTI", f"INCR {a}", f"CONFIG SET acllog-max-len {200 + int(count)}", f"INCR {b}", "EXEC",
             )  # fmt: skip
         elif self.kind == "user":
             self.say(queued, "MULTI", f"INCR {a}", f"INCR {b}", "EXEC")

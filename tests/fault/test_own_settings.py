@@ -23,7 +23,7 @@ def servers(bed: Testbed) -> list[redis.Redis]:
     return list(bed.backends(bed.status()).values())
 
 
-def assert_everywhere(bed: Testbed, value: str, name: str = "slowlog-max-len") -> None:
+def assert_everywhere(bed: Testbed, value: str, name: str = "acllog-max-len") -> None:
     """All servers have it; the leader's at once."""
     assert setting(bed.backend(leader_of(bed.status())), name) == value
     for server in servers(bed):
@@ -68,7 +68,7 @@ def test_a_transaction_changes_settings_and_users(shared_bed: Testbed, node: Nod
     value = str(500 + int(node.id))
     with Line(node) as line:
         for text in (
-            "MULTI", "SET k 1", f"CONFIG SET slowlog-max-len {value} hz 11", "CONFIG SET maxmemory bla",
+            "MULTI", "SET k 1", f"CONFIG SET acllog-max-len {value} hz 11", "CONFIG SET maxmemory bla",
             "ACL SETUSER reader on >pw ~a:* (+get ~b:*) +set", "ACL DELUSER nobody", "INCR k",
         ):  # fmt: skip
             assert line.ask(text) == ["+OK" if text == "MULTI" else "+QUEUED"]
@@ -87,24 +87,24 @@ def test_a_transaction_changes_settings_and_users(shared_bed: Testbed, node: Nod
 def test_what_a_transaction_did_not_do_nobody_does(shared_bed: Testbed, node: NodeStatus) -> None:
     """A follower's server is given another value beside the log: what is logged for nothing would overwrite it."""
     client = shared_bed.client(node)
-    client.config_set("slowlog-max-len", 600)
+    client.config_set("acllog-max-len", 600)
     assert_everywhere(shared_bed, "600")
     odd = shared_bed.backend(a_follower_of(shared_bed.status()))
-    odd.config_set("slowlog-max-len", 601)
+    odd.config_set("acllog-max-len", 601)
     with Line(node) as line:
-        line.say("MULTI", "CONFIG SET slowlog-max-len many", "CONFIG SET hz 10", "EXEC")
+        line.say("MULTI", "CONFIG SET acllog-max-len many", "CONFIG SET hz 10", "EXEC")
         assert line.hear(4) == ["+OK", "+QUEUED", "+QUEUED", "*2"]
         assert line.hear()[0].startswith("-ERR") and line.hear() == ["+OK"]
-        line.say("MULTI", "CONFIG SET slowlog-max-len 602", "DISCARD", "MULTI", "PING", "CONFIG SET hz 10", "EXEC")
+        line.say("MULTI", "CONFIG SET acllog-max-len 602", "DISCARD", "MULTI", "PING", "CONFIG SET hz 10", "EXEC")
         assert line.hear(9) == ["+OK", "+QUEUED", "+OK", "+OK", "+QUEUED", "+QUEUED", "*2", "+PONG", "+OK"]
         assert line.ask("WATCH w") == ["+OK"]
         client.set("w", 1)
-        line.say("MULTI", "CONFIG SET slowlog-max-len 603", "EXEC")
+        line.say("MULTI", "CONFIG SET acllog-max-len 603", "EXEC")
         assert line.hear(3) == ["+OK", "+QUEUED", "*-1"]
-        line.say("MULTI", "CONFIG SET slowlog-max-len 604", "NONESUCH", "EXEC")
+        line.say("MULTI", "CONFIG SET acllog-max-len 604", "NONESUCH", "EXEC")
         assert line.hear(2) == ["+OK", "+QUEUED"] and line.hear()[0].startswith("-ERR unknown")
         assert line.hear()[0].startswith("-EXECABORT")
-        line.say("MULTI", "CONFIG SET slowlog-max-len 605")
+        line.say("MULTI", "CONFIG SET acllog-max-len 605")
         assert line.hear(2) == ["+OK", "+QUEUED"]
     client.config_set("hz", 12)
     assert_everywhere(shared_bed, "12", "hz")  # behind all that would have been logged
@@ -116,13 +116,13 @@ def test_of_resp3_and_pipelined(shared_bed: Testbed, node: NodeStatus) -> None:
     with Line(node) as line:
         assert line.ask("HELLO 3", 26)[0] == "%7"
         line.say(
-            "WATCH w", "MULTI", "HGETALL h", "CONFIG SET slowlog-max-len 610", "EXEC", "MULTI", "CONFIG GET hz",
-            "CONFIG SET slowlog-max-len 611 hz 10", "EXEC", "CONFIG GET slowlog-max-len", "PING",
+            "WATCH w", "MULTI", "HGETALL h", "CONFIG SET acllog-max-len 610", "EXEC", "MULTI", "CONFIG GET hz",
+            "CONFIG SET acllog-max-len 611 hz 10", "EXEC", "CONFIG GET acllog-max-len", "PING",
         )  # fmt: skip
         assert line.hear(7) == ["+OK", "+OK", "+QUEUED", "+QUEUED", "*2", "%0", "+OK"]
         assert line.hear(3) == ["+OK", "+QUEUED", "+QUEUED"]
         assert line.hear(7) == ["*2", "%1", "$2", "hz", "$2", "10", "+OK"]
-        assert line.hear(6) == ["%1", "$15", "slowlog-max-len", "$3", "611", "+PONG"]
+        assert line.hear(6) == ["%1", "$14", "acllog-max-len", "$3", "611", "+PONG"]
         assert_everywhere(shared_bed, "611")
 
 
@@ -131,7 +131,7 @@ def test_parameters_with_a_value_of_the_sidecars_too(shared_bed: Testbed, node: 
     kept = [setting(server, "masterauth") for server in servers(shared_bed)]
     client = shared_bed.client(node)
     with Line(node) as line:
-        line.say("MULTI", "CONFIG SET masterauth mine slowlog-max-len 630 repl-backlog-size 1mb", "EXEC")
+        line.say("MULTI", "CONFIG SET masterauth mine acllog-max-len 630 repl-backlog-size 1mb", "EXEC")
         assert line.hear(4) == ["+OK", "+QUEUED", "*1", "+OK"]
     assert_everywhere(shared_bed, "630")
     assert setting(client, "masterauth") == "mine" and setting(client, "repl-backlog-size") == str(1 << 20)
@@ -146,7 +146,7 @@ def test_parameters_with_a_value_of_the_sidecars_too(shared_bed: Testbed, node: 
 def test_another_user_changes_settings_and_users(shared_bed: Testbed, node: NodeStatus) -> None:
     with another_user(shared_bed, node) as line:
         value = str(520 + int(node.id))
-        line.say(f"CONFIG SET slowlog-max-len {value}", "CONFIG SET hz x")
+        line.say(f"CONFIG SET acllog-max-len {value}", "CONFIG SET hz x")
         line.say("ACL SETUSER second on nopass ~* +@read", "ECHO on")
         assert line.hear() == ["+OK"] and line.hear()[0].startswith("-ERR CONFIG SET failed")
         assert line.hear(3) == ["+OK", "$2", "on"]
@@ -156,7 +156,7 @@ def test_another_user_changes_settings_and_users(shared_bed: Testbed, node: Node
         assert line.ask("ACL SETUSER second resetpass >pw <pw") == ["+OK"], "half of it undoes the other"
         wait_until("all know it as it is", lambda: equal_users(shared_bed), WAIT_S)
         assert shared_bed.client(node).acl_getuser("second")["commands"] == ["+get"]
-        line.say("MULTI", f"CONFIG SET slowlog-max-len {value}0", "ACL SETUSER third", "EXEC")
+        line.say("MULTI", f"CONFIG SET acllog-max-len {value}0", "ACL SETUSER third", "EXEC")
         line.say("ACL DELUSER second third x")
         assert line.hear(7) == ["+OK", "+QUEUED", "+QUEUED", "*2", "+OK", "+OK", ":2"]
         assert_everywhere(shared_bed, f"{value}0")
@@ -166,14 +166,14 @@ def test_another_user_changes_settings_and_users(shared_bed: Testbed, node: Node
 
 def test_a_user_without_the_right_changes_nothing(shared_bed: Testbed, node: NodeStatus) -> None:
     admin = shared_bed.client(node)
-    admin.config_set("slowlog-max-len", 620)
+    admin.config_set("acllog-max-len", 620)
     with another_user(shared_bed, node, "-config", "-acl") as line:
-        assert line.ask("CONFIG SET slowlog-max-len 621")[0].startswith("-NOPERM")
+        assert line.ask("CONFIG SET acllog-max-len 621")[0].startswith("-NOPERM")
         assert line.ask("ACL SETUSER operator allcommands")[0].startswith("-NOPERM")
-        assert line.ask("MULTI") == ["+OK"] and line.ask("CONFIG SET slowlog-max-len 621")[0].startswith("-NOPERM")
+        assert line.ask("MULTI") == ["+OK"] and line.ask("CONFIG SET acllog-max-len 621")[0].startswith("-NOPERM")
         assert line.ask("EXEC")[0].startswith("-EXECABORT")
     assert_everywhere(shared_bed, "620")
-    admin.config_set("slowlog-max-len", 622)  # behind all that would have been logged
+    admin.config_set("acllog-max-len", 622)  # behind all that would have been logged
     assert_everywhere(shared_bed, "622")
     assert equal_users(shared_bed), [users(server) for server in servers(shared_bed)]
 
@@ -189,7 +189,7 @@ def test_whatever_the_order_all_nodes_have_the_same_in_the_end(shared_bed: Testb
         with Line(node) as line:
             for i in range(rounds):
                 value = 1000 * number + i
-                texts = [f"CONFIG SET slowlog-max-len {value}", f"ACL SETUSER reader ~{number}:{i}"]
+                texts = [f"CONFIG SET acllog-max-len {value}", f"ACL SETUSER reader ~{number}:{i}"]
                 if number % 2:
                     line.say("MULTI", *texts, "EXEC")
                     assert line.hear(6) == ["+OK", "+QUEUED", "+QUEUED", "*2", "+OK", "+OK"]
@@ -215,14 +215,14 @@ def test_a_client_that_does_not_wait_for_the_answer(shared_bed: Testbed, node: N
         line = Line(node)
         if number % 2:
             line.ask("WATCH w")
-        line.say("MULTI", "PING", f"CONFIG SET slowlog-max-len {700 + number}", "EXEC")
+        line.say("MULTI", "PING", f"CONFIG SET acllog-max-len {700 + number}", "EXEC")
         if number % 4 > 1:
             line.hear()
         line.lines.close()
         line.connection.close()
     assert shared_bed.client(node).config_set("hz", 10)  # behind them all, at the leader as in the log
     with another_user(shared_bed, node) as line:
-        line.say("CONFIG SET slowlog-max-len 740", "CONFIG SET slowlog-max-len 741")
+        line.say("CONFIG SET acllog-max-len 740", "CONFIG SET acllog-max-len 741")
     leads = shared_bed.backend(leader_of(shared_bed.status()))
     wait_until(
         "all have the same",
@@ -234,7 +234,7 @@ def test_a_client_that_does_not_wait_for_the_answer(shared_bed: Testbed, node: N
 def test_one_whose_connection_the_server_closes(shared_bed: Testbed, node: NodeStatus) -> None:
     with another_user(shared_bed, node) as line:
         number = line.ask("CLIENT ID")[0][1:]
-        line.say("MULTI", "CONFIG SET slowlog-max-len 751", f"CLIENT KILL ID {number} SKIPME no", "EXEC")
+        line.say("MULTI", "CONFIG SET acllog-max-len 751", f"CLIENT KILL ID {number} SKIPME no", "EXEC")
         assert line.hear(3) == ["+OK", "+QUEUED", "+QUEUED"]
         line.lines.read()
     assert_everywhere(shared_bed, "751")
@@ -244,7 +244,7 @@ def test_the_next_leader_has_what_was_answered(bed: Testbed) -> None:
     before = bed.status()
     leader, follower = leader_of(before), a_follower_of(before)
     with Line(follower) as line, another_user(bed, leader) as other:
-        line.say("MULTI", "INCR n", "CONFIG SET slowlog-max-len 801", "ACL SETUSER reader on nopass ~x:* +get", "EXEC")
+        line.say("MULTI", "INCR n", "CONFIG SET acllog-max-len 801", "ACL SETUSER reader on nopass ~x:* +get", "EXEC")
         assert line.hear(8)[4:] == ["*3", ":1", "+OK", "+OK"]
         assert other.ask("CONFIG SET hz 13") == ["+OK"]
         bed.kill(leader)
