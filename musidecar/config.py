@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from musidecar import protocols
+from musidecar.protocols.memcached import MEMORY_BYTES
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path less its NUL
 MESH_NAME_BYTES_MAX = 32  # longest name of a socket inside `directory`
@@ -119,6 +120,7 @@ class Backend(_Section):
     memory_bytes: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=8 << 20)] | None = None
     item_bytes_max: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1 << 19, le=1 << 30)] | None = None
     threads: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
+    consistency: Literal["exact", "cache"] | None = None
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -133,6 +135,8 @@ class Backend(_Section):
             for key in sorted(protocols.kind(name).options - own):
                 if getattr(self, key) is not None:
                     yield key, f"is for kind = {name!r}, and this is {self.kind}"
+        if self.item_bytes_max is not None and self.item_bytes_max > (self.memory_bytes or MEMORY_BYTES) // 2:
+            yield "item_bytes_max", f"{self.item_bytes_max} is more than half of memory_bytes"
 
     @property
     def program(self) -> str:
@@ -414,7 +418,7 @@ class Cluster(_Section):
                 yield f"nodes[{i}].backend.{key}", reason
             if self.reads_locally(node) and node.backend.kind != "redis":
                 yield f"nodes[{i}].reads", f"local is for kind = 'redis', and this is {node.backend.kind}"
-            for key in ("memory_bytes", "item_bytes_max"):
+            for key in ("memory_bytes", "item_bytes_max", "consistency"):
                 if getattr(node.backend, key) != getattr(self.nodes[0].backend, key):
                     yield f"nodes[{i}].backend.{key}", f"differs from node {self.nodes[0].id}'s"
         # A client logs in at the server of the node it is connected to, and then sees everybody's data.

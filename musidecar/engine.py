@@ -18,7 +18,7 @@ from musidecar._ffi import ffi, lib
 from musidecar.config import Cluster, ConfigError, Node
 from musidecar.fabrics import EngineError, Fabric, make_fabric
 from musidecar.mesh import incarnation_number
-from musidecar.protocols.backend import Address, Claim
+from musidecar.protocols.backend import Address, Claim, Point
 
 WHY_BYTES = 256
 ROLES = {lib.REPLICA_FOLLOWER: "follower", lib.REPLICA_CANDIDATE: "follower", lib.REPLICA_LEADER: "leader"}
@@ -164,13 +164,6 @@ class Engine:
         """Hands the piece of the stream over that the engine asked for under `number`."""
         self._check(lib.engine_install_tail(self._e, ffi.from_buffer(piece), len(piece), number), "changes")
 
-    def points(self) -> tuple[int, int]:
-        """Of a backend that does not reveal its effects: it has answered all records up to the first; none behind the
-        second was given to it."""
-        done, given = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        lib.engine_points(self._e, done, given)
-        return done[0], given[0]
-
     def rdb_failed(self, number: int) -> None:
         lib.engine_rdb_failed(self._e, number)
 
@@ -191,6 +184,12 @@ class Engine:
     def remove_member(self, node: int) -> None:
         """At the leader: `node` is to be a member no more. `status()["members"]` tells when that is so."""
         self._check(lib.engine_remove_member(self._e, node - 1), "removal")
+
+    def points(self) -> Point:
+        """Where the own backend stands in the log, of one that is filled by Python."""
+        done, given = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        life = lib.engine_points(self._e, done, given)
+        return Point(life, done[0], given[0])
 
     def backend_objection(self, term: int) -> str | None:
         """Why the own backend's data must not be given to a node in that term; None when it may.

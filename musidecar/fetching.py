@@ -81,7 +81,7 @@ class Fetching:
             raise transfer.Cancelled
         log.info("transfer: %d items are stored", count)
         given = got.foot.get("given")
-        if not isinstance(given, int) or given < got.offset:
+        if not isinstance(given, int):
             raise transfer.TransferFailed(f"node {got.node} does not say how far its server was given the log")
         exact = got.head.get("exact", 0)
         if not isinstance(exact, int):

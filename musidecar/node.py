@@ -319,7 +319,7 @@ class Sidecar:
         with self._engine_lock:
             self._engine = engine
         rate = self.config.limits.transfer_bytes_per_s
-        source = transfer.Source(self._backend, self._objection, rate, engine.points)
+        source = transfer.Source(self._backend, self._objection, rate, self._points)
         self._mesh.handlers["transfer"] = source.serve
         try:
             self._clients.listen(CLIENTS_WAITING)
@@ -515,6 +515,10 @@ class Sidecar:
     def _objection(self, term: int) -> str | None:
         with self._engine_lock:
             return "it is not running yet" if self._engine is None else self._engine.backend_objection(term)
+
+    def _points(self) -> backends.Point:
+        with self._engine_lock:
+            return backends.Point(0, 0, 0) if self._engine is None else self._engine.points()
 
     def _with_engine(self, action: Callable[[Engine], None]) -> bool:
         with self._engine_lock:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from musidecar.mesh import Connection, Mesh, MeshError, Unreachable
-from musidecar.protocols.backend import Backend, BackendError, Copy, Points
+from musidecar.protocols.backend import Backend, BackendError, Copy, Point, Points
 
 SERVE_MAX = 2  # transfers at a time: each of them makes a Redis fork
 BACKEND_WAIT_S = 2.0  # for the backend to reach the offset that was asked for
@@ -235,7 +235,7 @@ class Source:
         backend: Backend,
         objection: Callable[[int], str | None],
         bytes_per_s: float = float("inf"),
-        points: Points = lambda: (0, 0),
+        points: Points = lambda: Point(0, 0, 0),
     ) -> None:
         self.backend = backend
         self.objection = objection

@@ -121,8 +121,17 @@ class Check:
     remedy: str = ""
 
 
-Points = Callable[[], tuple[int, int]]  # (done, given): the backend has answered all records up to `done`; none behind
-# `given` was given to it
+@dataclass(frozen=True)
+class Point:
+    """Where a backend stands in the log: it has answered all records up to `done`, and none behind `given` was given to
+    it. life: 0 while it does not hold the cluster's data; else another number whenever it did not in between."""
+
+    life: int
+    done: int
+    given: int
+
+
+Points = Callable[[], Point]
 
 
 class Copy(Protocol):

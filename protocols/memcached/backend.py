@@ -93,11 +93,11 @@ class Memcached(Backend):
     def engine_fields(self, prepared: Prepared) -> dict[str, Any]:
         assert isinstance(prepared, driver.Prepared)
         return {
-            "backend_version": prepared.version.encode(),
             "protocol": lib.PROTOCOL_MEMCACHED,
-            "item_bytes_max": prepared.item_bytes_max,
-            "exact": 1,
             "databases": 1,
+            "backend_version": prepared.version.encode(),
+            "item_bytes_max": prepared.item_bytes_max,
+            "exact": self.wanted.options.get("consistency", "exact") == "exact",
         }
 
     def copy(self, at_least: int, wait_s: float, points: Points) -> Copy:

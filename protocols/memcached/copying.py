@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
-from musidecar.protocols.backend import Points
+from musidecar.protocols.backend import Point, Points
 from musidecar.protocols.server import Address, BackendError
 
 from .connection import Connection
@@ -39,14 +39,15 @@ SILENCE_S = 30.0
 POLL_S = 0.002
 
 
-def wait_point(points: Points, at_least: int, wait_s: float) -> int:
-    """The record up to which the server has answered, once that is `at_least`. BackendError after `wait_s`."""
+def wait_point(points: Points, at_least: int, wait_s: float) -> Point:
+    """Where the server stands, once it holds the cluster's data up to `at_least`. BackendError after `wait_s`."""
     deadline = time.monotonic() + wait_s
-    while (done := points()[0]) < at_least:
+    while (point := points()).life == 0 or point.done < at_least:
         if time.monotonic() > deadline:
-            raise BackendError(f"its memcached has done the log up to record {done}, {at_least} is wanted")
+            stands = f"has done the log up to record {point.done}" if point.life else "does not hold the data"
+            raise BackendError(f"its memcached {stands}, {at_least} is wanted")
         time.sleep(POLL_S)
-    return done
+    return point
 
 
 class Dump:
@@ -54,8 +55,8 @@ class Dump:
 
     def __init__(self, address: Address, at_least: int, wait_s: float, points: Points, home: Path) -> None:
         self._address, self._points, self._home = address, points, home
-        self._done = wait_point(points, at_least, wait_s)
-        self._given: int | None = None
+        self._began = wait_point(points, at_least, wait_s)
+        self._ended: Point | None = None
         self._lister = Connection(address, SILENCE_S)
         try:
             self._asker = Connection(address, SILENCE_S)
@@ -66,10 +67,10 @@ class Dump:
 
     @property
     def head(self) -> dict[str, Any]:
-        return {"offset": self._done, "item_bytes_max": int(self._asker.stats("settings")["item_size_max"])}
+        return {"offset": self._began.done, "item_bytes_max": int(self._asker.stats("settings")["item_size_max"])}
 
     def foot(self) -> dict[str, Any]:
-        return {"given": self._given, "items": self.items}
+        return {"given": self._ended.given if self._ended else None, "items": self.items}
 
     def chunks(self) -> Iterator[bytes]:
         """In pieces of 64 KiB or so."""
@@ -83,7 +84,9 @@ class Dump:
                         del out[:PIECE_BYTES]
         if out:
             yield bytes(out)
-        self._given = self._points()[1]
+        self._ended = self._points()
+        if self._ended.life != self._began.life:
+            raise BackendError("its memcached did not hold the data all the time")
 
     def _listed(self) -> IO[bytes]:
         """All keys, in a file: the crawler gives up on who reads it as slowly as a network takes items."""
@@ -99,8 +102,8 @@ class Dump:
 
     def _fetch(self, batch: list[tuple[bytes, int]]) -> Iterator[bytes]:
         """The records of those that are still there."""
-        names = [base64.b64encode(key) for key, _ in batch]
-        asks = b"".join(b"mg %b b k f c s v u q O%d\r\n" % (name, i) for i, name in enumerate(names))
+        names = [_name(key) for key, _ in batch]
+        asks = b"".join(b"mg %b k f c s v u q O%d\r\n" % (name, i) for i, name in enumerate(names))
         asker = self._asker
         asker.send(asks + b"mn\r\n")
         stolen: list[tuple[bytes, bytes]] = []
@@ -121,11 +124,21 @@ class Dump:
             yield from asker.value(length)
             self.items += 1
         for name, cas in stolen:
-            asker.ask(b"md %b b C%b I" % (name, cas))  # EX, NF: it has changed since, and the log tells how
+            asker.ask(b"md %b C%b I" % (name, cas))  # EX, NF: it has changed since, and the log tells how
 
     def close(self) -> None:
         self._lister.close()
         self._asker.close()
+
+
+def _name(key: bytes) -> bytes:
+    """As a meta command names it. The longest keys have no room to be spelled in base64."""
+    return base64.b64encode(key) + b" b" if _is_binary(key) else key
+
+
+def _is_binary(key: bytes) -> bool:
+    """Can no command name it plainly?"""
+    return any(byte in key for byte in (b" ", b"\n", b"\0"))
 
 
 def _batches(lines: IO[bytes]) -> Iterator[list[tuple[bytes, int]]]:
@@ -181,7 +194,7 @@ def _stored(head: bytes, copy: IO[bytes]) -> bytes:
         raise BackendError(f"the copy has an item with a key of {key_length} and a value of {length} bytes")
     key, value = _exactly(copy, key_length), _exactly(copy, length)
     name = base64.b64encode(key) + b" b" if bits & BINARY else key
-    if not bits & BINARY and not all(32 < byte != 127 for byte in key):
+    if not bits & BINARY and _is_binary(key):
         raise BackendError(f"the copy has the key {key[:40]!r}, which no text command can have stored")
     word, _, binary = name.partition(b" ")
     tail = b" " + binary if binary else b""

@@ -20,11 +20,11 @@ from musidecar.protocols import backend, server
 from musidecar.protocols.backend import Ask, HoldsData
 from musidecar.protocols.server import START_TIMEOUT_S, Address, BackendError, Server
 
+from . import MEMORY_BYTES
 from .connection import Connection
 
 VERSION_MIN = (1, 6, 18)
-MEMORY_BYTES = 64 << 20  # memcached's own default
-ITEM_BYTES_MAX = 1 << 20
+ITEM_BYTES_MAX = 1 << 20  # memcached's own default
 LEFTOVER_S = 5.0
 
 

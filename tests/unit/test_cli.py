@@ -47,6 +47,8 @@ def test_completion_knows_the_verbs(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["local", "--backend", "herd"], "herd: not there yet: this version works with redis and memcached"),
+        (["local", "--backend", "postgres"], "--backend postgres: unknown: this version works with redis"),
         (["local", "--backend", "herd"], "herd: not there yet"),
         (["demo", "--backend", "liquibook"], "liquibook: not there yet"),
         (["local", "--backend", "mysql"], "mysql: unknown"),

@@ -130,7 +130,7 @@ def test_sizes_with_units() -> None:
 @pytest.mark.parametrize(
     ("backend", "expected"),
     [
-        ({"kind": "herd", "socket": "s"}, "herd is not there yet"),
+        ({"kind": "herd", "socket": "s"}, "nodes[0].backend.kind: herd is not there yet"),
         ({"kind": "postgres", "socket": "s"}, "nodes[0].backend.kind: "),
         ({"kind": "redis"}, "give either socket"),
         ({"socket": "s", "address": "h:1"}, "give either socket"),
@@ -142,6 +142,53 @@ def test_sizes_with_units() -> None:
 )
 def test_backend_is_one_place_and_one_kind(backend: dict[str, Any], expected: str) -> None:
     assert any(expected in line for line in problems(lambda d: d["nodes"][0].update(backend=backend)))
+
+
+def memcached(data: dict[str, Any], **more: Any) -> None:
+    for i, node in enumerate(data["nodes"]):
+        node["backend"] = {"kind": "memcached", "socket": f"m{i}", "spawn": True, **more}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"user": "u", "password_file": "p"}, "user is for a Redis"),
+        ({"password_file": "p"}, "nodes[1].backend.password_file: is for kind = 'redis', and this is memcached"),
+        ({"item_bytes_max": "100 KiB"}, "nodes[2].backend.item_bytes_max: input should be greater"),
+        ({"memory_bytes": "8 KiB"}, "nodes[0].backend.memory_bytes: input should be greater"),
+        ({"item_bytes_max": "40 MiB"}, "nodes[0].backend.item_bytes_max: 41943040 is more than half of memory_bytes"),
+        ({"consistency": "strong"}, "nodes[0].backend.consistency: input should be 'exact' or 'cache'"),
+        ({"spawn": False, "threads": 2}, "threads is for a server that is started here"),
+    ],
+)
+def test_memcached_has_options_of_its_own(more: dict[str, Any], expected: str) -> None:
+    found = problems(lambda data: memcached(data, **more))
+    assert any(expected in line for line in found), found
+
+
+def test_all_nodes_have_the_same_kind_with_the_same_limits() -> None:
+    data = good()
+    memcached(data, memory_bytes="1 GiB", item_bytes_max="2 MiB", threads=2, consistency="cache")
+    config = parse(data, FILE)
+    assert config.kind == "memcached" and config.nodes[0].backend.program == "memcached"
+    assert config.nodes[0].backend.options() == {
+        "memory_bytes": 1 << 30, "item_bytes_max": 2 << 20, "threads": 2, "consistency": "cache"
+    }  # fmt: skip
+    assert any(
+        "nodes[1].backend.kind: memcached, and node 1's is redis" in line
+        for line in problems(lambda d: d["nodes"][1].update(backend={"kind": "memcached", "socket": "m"}))
+    )
+    redis = {"socket": "s", "spawn": True, "memory_bytes": "1 GiB"}
+    assert any(
+        "nodes[0].backend.memory_bytes: is for kind = 'memcached', and this is redis" in line
+        for line in problems(lambda d: d["nodes"][0].update(backend=redis))
+    )
+
+    def uneven(data: dict[str, Any]) -> None:
+        memcached(data)
+        data["nodes"][2]["backend"]["item_bytes_max"] = "2 MiB"
+
+    assert any("nodes[2].backend.item_bytes_max: differs from node 1's" in line for line in problems(uneven))
 
 
 def test_nodes_are_three_or_five_with_ids_in_order_and_nothing_shared() -> None:

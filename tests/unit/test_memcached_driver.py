@@ -18,13 +18,13 @@ from musidecar.protocols.backend import Ask, Backend, BackendError, HoldsData, W
 from musidecar.protocols.memcached import checks, driver
 from musidecar.protocols.memcached.connection import Connection, ReplyError
 from musidecar.protocols.server import Address, Server
-from tests.unit.driven_memcached import ask, private_memcached
+from tests.unit.spawned_memcached import ask, spawned_memcached
 from tests.unit.test_driver import wait_dead
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with private_memcached(tmp_path / "home") as started:
+    with spawned_memcached(tmp_path / "home") as started:
         yield started
 
 
@@ -50,7 +50,7 @@ def test_a_spawned_server_listens_on_its_socket_only_and_moves_no_pages(server: 
 
 @pytest.mark.parametrize("item_bytes", [512 << 10, 1 << 20, 8 << 20])
 def test_items_may_be_as_long_as_was_said(tmp_path: Path, item_bytes: int) -> None:
-    with private_memcached(tmp_path / "home", item_bytes_max=item_bytes, memory_bytes=64 << 20, threads=1) as server:
+    with spawned_memcached(tmp_path / "home", item_bytes_max=item_bytes, memory_bytes=64 << 20, threads=1) as server:
         prepared = driver.prepare(server.address, Ask())
         assert prepared.item_bytes_max == item_bytes and settings_of(server)["num_threads"] == "1"
         fits, too_long = b"x" * (item_bytes - 1024), b"x" * item_bytes
@@ -120,7 +120,7 @@ def test_a_joining_server_that_holds_keys_is_refused_with_their_number_and_the_l
     ("argument", "expected"), [("-C", "no CAS numbers"), ("-X", "cannot be listed"), ("-F", "cannot be emptied")]
 )
 def test_a_server_that_cannot_be_replicated_is_refused(tmp_path: Path, argument: str, expected: str) -> None:
-    with private_memcached(tmp_path / "home", argument) as server:
+    with spawned_memcached(tmp_path / "home", argument) as server:
         with pytest.raises(BackendError, match=expected):
             driver.prepare(server.address, Ask())
         found = list(checks.running(server.address, 3.0, True, False, ""))
@@ -128,7 +128,7 @@ def test_a_server_that_cannot_be_replicated_is_refused(tmp_path: Path, argument:
 
 
 def test_one_that_runs_already_is_attached_to_and_its_pages_stay_where_they_are(tmp_path: Path) -> None:
-    with private_memcached(tmp_path / "home", "-o", "slab_reassign,slab_automove=1") as server:
+    with spawned_memcached(tmp_path / "home", "-o", "slab_reassign,slab_automove=1") as server:
         assert settings_of(server)["slab_automove"] == "1"
         found = backend_at(server.address, tmp_path / "node")
         found.start()
@@ -140,11 +140,11 @@ def test_one_that_runs_already_is_attached_to_and_its_pages_stay_where_they_are(
 
 def test_a_server_that_outlived_its_sidecar_is_known_again_and_another_is_not(tmp_path: Path) -> None:
     home = tmp_path / "node"
-    with private_memcached(tmp_path / "a") as server:
+    with spawned_memcached(tmp_path / "a") as server:
         assert not backend_at(server.address, home).outlived()
         backend_at(server.address, home).prepare(Ask())
         assert backend_at(server.address, home).outlived()
-        with private_memcached(tmp_path / "b") as other:
+        with spawned_memcached(tmp_path / "b") as other:
             assert not backend_at(other.address, home).outlived()
         again = backend_at(server.address, home)
         again.disown()
@@ -181,7 +181,7 @@ def test_who_does_not_speak_memcached_is_told_so(tmp_path: Path) -> None:
 
 
 def test_evictions_raise_an_alarm_once(tmp_path: Path) -> None:
-    with private_memcached(tmp_path / "home", memory_bytes=8 << 20) as server:
+    with spawned_memcached(tmp_path / "home", memory_bytes=8 << 20) as server:
         backend = backend_at(server.address, tmp_path / "node")
         backend.prepare(Ask())
         vitals = backend.vitals()
@@ -200,7 +200,7 @@ def test_doctor_names_the_line_to_type(tmp_path: Path) -> None:
     missing = checks.server_program("memcached-not-here")
     assert (missing.verdict, missing.remedy) == ("bad", "apt-get install memcached")
     assert checks.server_program("memcached").verdict == "ok"
-    with private_memcached(tmp_path / "home") as server:
+    with spawned_memcached(tmp_path / "home") as server:
         ask(server.address, b"set k 0 0 1\r\nx")
         found = list(checks.running(server.address, 3.0, False, False, "the line"))
         assert [(check.text, check.remedy) for check in found if check.verdict == "bad"] == [

@@ -1,4 +1,4 @@
-"""A memcached started by its driver, in a folder of the test's own, and what a test asks it."""
+"""A memcached as a node starts its own, and what a test asks it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from musidecar.protocols.server import Address, Server
 
 
 @contextlib.contextmanager
-def private_memcached(folder: Path, *arguments: str, **options: Any) -> Iterator[Server]:
+def spawned_memcached(folder: Path, *arguments: str, **options: Any) -> Iterator[Server]:
     folder.mkdir(exist_ok=True)
     server = driver.spawn(folder, folder / "socket", options=options, arguments=arguments)
     try:
