@@ -167,7 +167,7 @@ def test_both_sides_know_each_other(home: Path, two: Mesh) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"secret": b"x" * 32}, "does not hold this cluster's secret"),
+        ({"secret": b"x" * 32}, "does not hold this cluster's secret: give all nodes the same cluster.secret_file"),
         ({"cluster": "other"}, "another cluster"),
         ({"node": 4}, "not another member"),
         ({"node": 2}, "not another member"),
@@ -333,6 +333,7 @@ def test_a_stranger_on_the_mesh_port_is_refused_and_named(home: Path, caplog: py
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(100) == b""
         wait_until(lambda: "127.0.0.1 port" in caplog.text and "what is no frame" in caplog.text)
+        assert "let only the hosts of this cluster reach nodes[].mesh" in caplog.text
         with pytest.raises(Refused, match="does not hold this cluster's secret"):
             mesh.dial(member(home, 1, addresses=addresses, secret=b"another" * 5), 2, "peer")
         assert mesh.dial(member(home, 1, addresses=addresses), 2, "ask").close() is None
