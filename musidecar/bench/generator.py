@@ -65,7 +65,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 def command(host: str, port: int, shape: Shape, seconds: float, mode: str, wait: int = 0, warm_s: float = 0.2,
             seed: int = 0, backend: str = "redis") -> list[str]:
-    """Arguments for one run; `mode` is set, get or fill (every key once), `wait` the replicas to WAIT for."""
+    """Arguments for one run; `mode` is set, get, stale (READONLY, then get) or fill (every key once), `wait` the
+    replicas to WAIT for."""
     words = [str(program()), host, port, shape.connections, shape.pipeline, seconds, mode, VALUE_BYTES, KEYS, wait,
              warm_s, seed or secrets.randbits(32) | 1, backend]
     return [str(word) for word in words]

@@ -4,7 +4,7 @@
  * program drives every contestant, so that a ratio compares servers and not generators. Latency is that of a batch: from
  * handing it to the kernel to the last byte of its last reply. Built with gcc when needed; not part of the extension.
  *
- * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]
+ * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|stale|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]
  * Speaks RESP, or memcached's text protocol.
  * Writes one line of JSON. Exit 1 when a connection broke or an error was answered (the line says which).
  */
@@ -25,7 +25,7 @@
 enum { REPLY_ROOM = 1 << 17, REQUEST_BYTES_MAX = 160, VALUE_BYTES_MAX = 65536, CONNECTIONS_MAX = 4096,
        HISTOGRAM_STEPS = 16, HISTOGRAM_SLOTS = 64 * HISTOGRAM_STEPS };
 
-enum mode { MODE_SET, MODE_GET, MODE_FILL };
+enum mode { MODE_SET, MODE_GET, MODE_FILL, MODE_STALE /* GET, after READONLY */ };
 
 struct load {
     const char *host;
@@ -103,7 +103,7 @@ static double percentile_us(double share)
 
 static size_t put_memcached(const struct load *l, char *out, uint64_t key)
 {
-    if (l->mode == MODE_GET)
+    if (l->mode == MODE_GET || l->mode == MODE_STALE)
         return (size_t)sprintf(out, "get key:%012llu\r\n", (unsigned long long)key);
     size_t n = (size_t)sprintf(out, "set key:%012llu 0 0 %d\r\n", (unsigned long long)key, l->value_bytes);
     memcpy(out + n, l->value, (size_t)l->value_bytes);
@@ -117,7 +117,7 @@ static size_t put_request(struct load *l, char *out)
     uint64_t key = l->mode == MODE_FILL ? l->filled++ % l->keys : random_next(l) % l->keys;
     if (l->memcached)
         return put_memcached(l, out, key);
-    if (l->mode == MODE_GET)
+    if (l->mode == MODE_GET || l->mode == MODE_STALE)
         return (size_t)sprintf(out, "*2\r\n$3\r\nGET\r\n$16\r\nkey:%012llu\r\n", (unsigned long long)key);
     size_t n = (size_t)sprintf(out, "*3\r\n$3\r\nSET\r\n$16\r\nkey:%012llu\r\n$%d\r\n", (unsigned long long)key,
                                l->value_bytes);
@@ -235,6 +235,18 @@ static bool read_replies(const struct load *l, struct connection *c)
     return c->replies_due == 0;
 }
 
+static void say_readonly(struct connection *c)
+{
+    static const char words[] = "*1\r\n$8\r\nREADONLY\r\n", ok[] = "+OK\r\n";
+    char answer[sizeof ok] = "";
+    if (send(c->fd, words, sizeof words - 1, MSG_NOSIGNAL) < 0 || recv(c->fd, answer, sizeof ok - 1, MSG_WAITALL) < 0)
+        fail("READONLY");
+    if (strcmp(answer, ok)) {
+        errno = EOPNOTSUPP;
+        fail("READONLY");
+    }
+}
+
 static void open_connection(struct load *l, struct connection *c)
 {
     struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)l->port) };
@@ -245,6 +257,8 @@ static void open_connection(struct load *l, struct connection *c)
     if (connect(c->fd, (struct sockaddr *)&to, sizeof to))
         fail("connect");
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (l->mode == MODE_STALE)
+        say_readonly(c);
     size_t each = REQUEST_BYTES_MAX + (size_t)l->value_bytes;
     c->out = malloc(each * (size_t)l->pipeline);
     if (!c->out)
@@ -295,7 +309,7 @@ static void run(struct load *l, struct connection *all)
 int main(int argc, char **argv)
 {
     if (argc < 11) {
-        fprintf(stderr, "usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|fill VALUE_BYTES KEYS "
+        fprintf(stderr, "usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|stale|fill VALUE_BYTES KEYS "
                         "WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]\n");
         return 2;
     }
@@ -304,7 +318,8 @@ int main(int argc, char **argv)
                       .wait_replicas = atoi(argv[9]), .warm_seconds = atof(argv[10]),
                       .memcached = argc > 12 && !strcmp(argv[12], "memcached"),
                       .seed = argc > 11 ? strtoull(argv[11], NULL, 10) | 1 : now_ns() | 1 };
-    l.mode = !strcmp(argv[6], "get") ? MODE_GET : !strcmp(argv[6], "fill") ? MODE_FILL : MODE_SET;
+    l.mode = !strcmp(argv[6], "get") ? MODE_GET : !strcmp(argv[6], "fill") ? MODE_FILL :
+             !strcmp(argv[6], "stale") ? MODE_STALE : MODE_SET;
     if (l.connections < 1 || l.connections > CONNECTIONS_MAX || l.pipeline < 1 || l.pipeline > 100000 || !l.keys ||
         l.value_bytes < 0 || l.value_bytes > VALUE_BYTES_MAX || l.wait_replicas < 0 || l.wait_replicas > 9) {
         fprintf(stderr, "load: an argument is out of range\n");

@@ -72,6 +72,17 @@ def proxy(rounds: int, seconds: float, only: tuple[str, ...], seed: int, out: Pa
     sys.exit(proxy.run(rounds=rounds, seconds=seconds, out=out, only=only or tuple(contestants.ALL), seed=seed))
 
 
+@verb.command("reads")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of both ways.")
+@click.option("--seconds", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Of each measurement.")
+@_out
+def reads(rounds: int, seconds: float, out: Path) -> None:
+    """Local reads at a follower, beside linearizable ones there."""
+    from musidecar.bench import reads
+
+    sys.exit(reads.run(rounds=rounds, seconds=seconds, out=out))
+
+
 @verb.command("idle")
 @click.option("--seconds", type=click.FloatRange(1), default=30.0, show_default=True)
 @_out

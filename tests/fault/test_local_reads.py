@@ -7,11 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
-from musidecar.testbed import NodeStatus, Testbed, wait_until
+from musidecar.testbed import NodeStatus, Testbed, musidecar, wait_until
 from tests.fault.cluster import a_follower_of, another_serves, assert_same_data, leader_of
 from tests.fault.nursery import Cradle, Nursery
 from tests.fault.test_own import Line
@@ -239,6 +240,12 @@ def test_who_is_cut_off_answers_for_as_long_as_was_promised_and_no_longer(own_be
             own_bed.cont(other)
     with read_only(follower) as line:
         assert line.ask("GET a", 2) == ["$1", "1"]
+
+
+def test_the_bench_measures_local_reads(tmp_path: Path) -> None:
+    done = musidecar("bench", "reads", "--rounds", "1", "--seconds", "0.2", "--out", str(tmp_path), timeout_s=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "GET 50x16, local / linearizable" in done.stdout
 
 
 # ---- what becomes of those that wait ---------------------------------------------------------------------------------
