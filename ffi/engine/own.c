@@ -178,15 +178,6 @@ static void own_broken(struct engine *e, struct own *own) {
     own_end(e, own);
 }
 
-/* A line of MONITOR about what the sidecar itself asks. */
-static bool is_ours(const uint8_t *bytes, size_t length) {
-    const char *word = bytes[0] == '+' ? memmem(bytes, length, "] \"", 3) : NULL; /* +1700000000.123456 [0 1.2.3.4:5] "GET" "k" */
-    if (word == NULL) return false;
-    word += 3;
-    const char *end = memchr(word, '"', length - (size_t)(word - (const char *)bytes));
-    return end != NULL && ask_is_ours(word, (size_t)(end - word));
-}
-
 /* CLIENT LIST or INFO, as it would be without a sidecar. */
 static void own_list(struct engine *e, struct own *asks, size_t added) {
     struct buffer peers = {0}, out = {0};
@@ -238,7 +229,7 @@ static void own_reset(struct engine *e, struct own *own, const uint8_t *bytes, s
         a.to.sequence = ((struct own_expect *)queue_front(&own->expects))->sequence;
         queue_pop(&own->expects);
     }
-    if (a.kind == ARRIVAL_LAST || !is_ours(bytes, a.bytes)) arrive(e, own, &a, bytes);
+    if (a.kind == ARRIVAL_LAST || !ask_is_seen(bytes, a.bytes)) arrive(e, own, &a, bytes);
     buffer_clear(&own->edited);
 }
 
@@ -268,7 +259,7 @@ static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, s
         }
         bool resets = counted && x->resets;
         counted = counted && !resets;
-        bool shown = counted ? x->swallow == 0 : !(done && own->whole && is_ours(bytes, used));
+        bool shown = counted ? x->swallow == 0 : !(done && own->whole && ask_is_seen(bytes, used));
         if (resets) own_reset(e, own, bytes, used, done);
         else if (counted && (x->asks_id || (shown && is_edited(x)))) own_edit(e, own, x, a, bytes, done);
         else if (shown) arrive(e, own, &a, bytes);

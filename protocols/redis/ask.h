@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #define ASK_ROLE "*1\r\n$4\r\nRoLE\r\n"
@@ -37,6 +38,15 @@ static inline bool ask_is_ours(const char *word, size_t length) {
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (length == strlen(words[i]) && memcmp(word, words[i], length) == 0) return true;
     return false;
+}
+
+/* In a line of MONITOR? */
+static inline bool ask_is_seen(const uint8_t *bytes, size_t length) {
+    const char *word = bytes[0] == '+' ? memmem(bytes, length, "] \"", 3) : NULL; /* +1700000000.123456 [0 1.2.3.4:5] "GET" "k" */
+    if (word == NULL) return false;
+    word += 3;
+    const char *end = memchr(word, '"', length - (size_t)(word - (const char *)bytes));
+    return end != NULL && ask_is_ours(word, (size_t)(end - word));
 }
 
 #endif
