@@ -55,6 +55,7 @@ suite: build ## Redis's own test suite through a leader and a follower: UNIT=uni
 bench: build ## Beside redis-server, HAProxy, twemproxy and WAIT, as ratios
 	@tools/setup --bench
 	.venv/bin/musidecar bench proxy
+	.venv/bin/musidecar bench proxy --backend memcached
 
 # Few enough that the ring holds them; the difference leaves out everything that is done once.
 COMMITS := 1000 11000

@@ -1,10 +1,11 @@
-"""Who runs against whom in `bench proxy`. Each contestant is started with its own redis-server(s), stopped (SIGSTOP)
-while it is not measured, and knows its processes by role, so that their CPU time can be told apart."""
+"""Who runs against whom in `bench proxy`. Each contestant is started with its own server(s), stopped (SIGSTOP) while it
+is not measured, and knows its processes by role, so that their CPU time can be told apart."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from musidecar.testbed import Testbed, TestbedError, cpu_seconds, free_ports, plain_redis, stop_processes, wait_until
 
 _REDIS = ("--repl-diskless-sync-delay", "0")
+_ALIVE = {"redis": (b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n", b"$"), "memcached": (b"get x\r\n", b"E")}  # asked; answered
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Contestant:
     port: int
     pids: dict[str, list[int]]
     wait: int = 0
+    backend: str = "redis"
     host: str = "127.0.0.1"
     frozen: bool = False
     may_freeze: bool = True
@@ -45,8 +48,9 @@ class Contestant:
             self.frozen = False
             (self.how_to_cont or self._cont_all)()
         with socket.create_connection((self.host, self.port), 10) as client:  # twemproxy knows no handshake
-            client.sendall(b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n")
-            if client.recv(100)[:1] != b"$":
+            asked, answer = _ALIVE[self.backend]
+            client.sendall(asked)
+            if client.recv(100)[:1] != answer:
                 raise TestbedError(f"{self.name} does not answer")
 
     def _stop_all(self) -> None:
@@ -70,13 +74,48 @@ def bare(folder: Path) -> Iterator[Contestant]:
 
 
 @contextlib.contextmanager
+def bare_memcached(folder: Path) -> Iterator[Contestant]:
+    """memcached alone, reached over TCP."""
+    port = free_ports(1)
+    with _memcached(folder, "-l", "127.0.0.1", "-p", str(port)) as (pid, _):
+        yield Contestant("memcached alone", port, {"memcached": [pid]}, backend="memcached")
+
+
+@contextlib.contextmanager
+def _memcached(folder: Path, *arguments: str) -> Iterator[tuple[int, Path]]:
+    """One with its default threads, on a Unix socket unless told otherwise: (pid, socket)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "memcached.sock"
+    words = arguments or ("-s", str(path))
+    user = ("-u", pwd.getpwuid(os.geteuid()).pw_name) if os.geteuid() == 0 else ()
+    with (folder / "memcached.log").open("wb") as log:
+        process = subprocess.Popen(["memcached", "-U", "0", "-m", "256", *words, *user], stdin=subprocess.DEVNULL,
+                                   stdout=log, stderr=log)
+    try:
+        yield process.pid, path
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _redis(folder: Path) -> Iterator[tuple[int, Path]]:
+    with plain_redis(folder) as (_, process, path):
+        yield process.pid, path
+
+
+_SERVERS = {"redis": _redis, "memcached": _memcached}
+
+
+@contextlib.contextmanager
 def _proxy(name: str, folder: Path, program: str, config: Callable[[int, Path], str],
-           arguments: Callable[[Path, int], list[str]]) -> Iterator[Contestant]:
+           arguments: Callable[[Path, int], list[str]], backend: str = "redis") -> Iterator[Contestant]:
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if path is None:
         raise TestbedError(f"{program} is not installed: apt-get install {program}")
     port = free_ports(2)
-    with plain_redis(folder / "redis") as (_, backend, sock), (folder / "proxy.log").open("wb") as log:
+    with _SERVERS[backend](folder / backend) as (pid, sock), (folder / "proxy.log").open("wb") as log:
         file = folder / "proxy.conf"
         file.write_text(config(port, sock))
         process = subprocess.Popen([path, *arguments(file, port + 1)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -88,7 +127,7 @@ def _proxy(name: str, folder: Path, program: str, config: Callable[[int, Path], 
                     return probe.connect_ex(("127.0.0.1", port)) == 0
 
             wait_until(f"{program} listens", listens, 10)
-            yield Contestant(name, port, {"proxy": [process.pid], "redis": [backend.pid]})
+            yield Contestant(name, port, {"proxy": [process.pid], backend: [pid]}, backend=backend)
         finally:
             process.send_signal(signal.SIGCONT)
             process.terminate()
@@ -99,17 +138,17 @@ def _proxy(name: str, folder: Path, program: str, config: Callable[[int, Path], 
                 process.wait()
 
 
-def haproxy(folder: Path) -> contextlib.AbstractContextManager[Contestant]:
-    """HAProxy in TCP mode (its default threads) before one redis-server on a Unix socket."""
+def haproxy(folder: Path, backend: str = "redis") -> contextlib.AbstractContextManager[Contestant]:
+    """HAProxy in TCP mode (its default threads) before one server on a Unix socket."""
 
     def config(port: int, sock: Path) -> str:
         return (
             "global\n  maxconn 4096\n"
             "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
-            f"listen redis\n  bind 127.0.0.1:{port}\n  server one unix@{sock}\n"
+            f"listen {backend}\n  bind 127.0.0.1:{port}\n  server one unix@{sock}\n"
         )
 
-    return _proxy("HAProxy", folder, "haproxy", config, lambda file, _: ["-db", "-f", str(file)])
+    return _proxy("HAProxy", folder, "haproxy", config, lambda file, _: ["-db", "-f", str(file)], backend)
 
 
 def twemproxy(folder: Path) -> contextlib.AbstractContextManager[Contestant]:
@@ -141,10 +180,10 @@ def wait_one(folder: Path) -> Iterator[Contestant]:
 
 
 @contextlib.contextmanager
-def sidecar() -> Iterator[Contestant]:
+def sidecar(backend: str = "redis") -> Iterator[Contestant]:
     """A three-node cluster of this project, loaded through its leader. It is frozen like the others if it survives
     that without a leader change, which is tried first; else it is left running, idle."""
-    with Testbed() as bed:
+    with Testbed(backend=backend) as bed:
         status = bed.status()
         leader = status[status.leader or ""]
         followers = [n for n in status.nodes if n.id != leader.id]
@@ -157,8 +196,9 @@ def sidecar() -> Iterator[Contestant]:
 
         made = Contestant(
             "musidecar", leader.client_address[1],
-            {"leader": [leader.pid], "leader's redis": [leader.backend_pid], "followers": [n.pid for n in followers],
-             "followers' redis": [n.backend_pid for n in followers]},
+            {"leader": [leader.pid], f"leader's {backend}": [leader.backend_pid],
+             "followers": [n.pid for n in followers], f"followers' {backend}": [n.backend_pid for n in followers]},
+            backend=backend,
             how_to_stop=lambda: bed.freeze(status), how_to_cont=lambda: bed.thaw(status), check=check,
         )
         made.stop()
@@ -169,10 +209,17 @@ def sidecar() -> Iterator[Contestant]:
         yield made
 
 
-ALL: dict[str, Callable[[Path], contextlib.AbstractContextManager[Contestant]]] = {
-    "redis": bare,
-    "haproxy": haproxy,
-    "twemproxy": twemproxy,
-    "wait": wait_one,
-    "musidecar": lambda _: sidecar(),
+ALL: dict[str, dict[str, Callable[[Path], contextlib.AbstractContextManager[Contestant]]]] = {
+    "redis": {
+        "redis": bare,
+        "haproxy": haproxy,
+        "twemproxy": twemproxy,
+        "wait": wait_one,
+        "musidecar": lambda _: sidecar(),
+    },
+    "memcached": {
+        "memcached": bare_memcached,
+        "haproxy": lambda folder: haproxy(folder, "memcached"),
+        "musidecar": lambda _: sidecar("memcached"),
+    },
 }

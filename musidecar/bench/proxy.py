@@ -1,5 +1,5 @@
-"""`bench proxy`: SET and GET of 64 bytes through the leader of a cluster, beside redis-server alone, HAProxy,
-twemproxy and Redis with WAIT, in one run. Rounds are interleaved and in random order, contestants not being measured
+"""`bench proxy`: SET and GET of 64 bytes through the leader of a cluster, beside the server alone, HAProxy, and for
+Redis twemproxy and WAIT, in one run. Rounds are interleaved and in random order, contestants not being measured
 are stopped, one generator (load.c) drives all, ratios are medians of the paired ratios of each round."""
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHORT_SAMPLES = 5
 # the first write to a page costs more than a SET, and a replicating Redis has 64 MiB of backlog to go through.
 WARM_S = 3.0
 OURS, WAIT = "musidecar", "Redis + WAIT 1"
+CACHE = "memcached alone"
 Cell = tuple[str, str, str]  # contestant, set|get, shape
 
 
@@ -60,7 +61,7 @@ class Results:
         used_by_us = self.cpu.get((OURS, mode, str(shape)), [])
         cells = zip(self.rps(OURS, mode, shape), used_by_us, self.rps(other, mode, shape), strict=False)
         return median(
-            ours * cores / max(cores - used.get("followers", 0) - used.get("followers' redis", 0), 0.1) / its
+            ours * cores / max(cores - sum(used[role] for role in used if role.startswith("followers")), 0.1) / its
             for ours, used, its in cells
         )
 
@@ -82,7 +83,8 @@ def measure(c: Contestant, mode: str, shape: Shape, seconds: float, results: Res
     times = SHORT_SAMPLES if shape.connections == 1 else 1
     before = c.cpu()
     wait = c.wait if mode == "set" else 0
-    taken = [generator.run(c.host, c.port, shape, seconds / times, mode, wait, warm_s / times) for _ in range(times)]
+    taken = [generator.run(c.host, c.port, shape, seconds / times, mode, wait, warm_s / times, c.backend)
+             for _ in range(times)]
     after = c.cpu()
     spent = sum(s.seconds for s in taken) + warm_s
     results.samples[cell].append(sorted(taken, key=lambda s: s.rps)[times // 2])
@@ -93,8 +95,8 @@ def tournament(field_: Sequence[Contestant], rounds: int, seconds: float, seed: 
     """All rounds. Everybody is stopped but the one being measured."""
     results, chance = Results(), random.Random(seed)
     for c in field_:
-        generator.fill(c.host, c.port)
-        generator.run(c.host, c.port, SHAPES[-1], WARM_S, "set")
+        generator.fill(c.host, c.port, c.backend)
+        generator.run(c.host, c.port, SHAPES[-1], WARM_S, "set", backend=c.backend)
         c.stop()
     for number in range(rounds):
         cells = [(mode, shape) for shape in SHAPES for mode in ("set", "get")]
@@ -117,9 +119,15 @@ def tournament(field_: Sequence[Contestant], rounds: int, seconds: float, seed: 
     return results
 
 
-def judge(results: Results) -> list[Figure]:
+def judge(results: Results, backend: str = "redis") -> list[Figure]:
     """The figures that are wanted."""
     one, many, deep = SHAPES
+    if backend == "memcached":
+        figures = [Figure("SET 50x1 / HAProxy", results.ratio("set", many, "HAProxy"), "x", at_least=1.0),
+                   Figure("SET 1x1 p50 / HAProxy's", results.p50_ratio("set", one, "HAProxy"), "x", at_most=1.2)]
+        cells = [(mode, shape) for mode in ("set", "get") for shape in SHAPES]
+        figures += [Figure(f"{mode} {shape} / {CACHE}", results.ratio(mode, shape, CACHE), "x") for mode, shape in cells]
+        return figures
     figures = [
         Figure("SET 50x1 / HAProxy", results.ratio("set", many, "HAProxy"), "x", at_least=1.1),
         Figure("SET 50x16 / twemproxy", results.ratio("set", deep, "twemproxy"), "x", at_least=0.75),
@@ -157,7 +165,7 @@ def report(results: Results, names: Sequence[str], console: Console) -> None:
     console.print(table.plain(title, ["process", *map(str, SHAPES)], rows))
 
 
-def picture(results: Results, names: Sequence[str], out: Path) -> list[str]:
+def picture(results: Results, names: Sequence[str], out: Path, name: str) -> list[str]:
     """A PNG for SET and one for GET."""
     lines = []
     for mode in ("set", "get"):
@@ -165,33 +173,34 @@ def picture(results: Results, names: Sequence[str], out: Path) -> list[str]:
         series = {n: [median(results.rps(n, mode, s)) for s in SHAPES] for n in there}
         spread = {n: [(min(r), max(r)) for r in (results.rps(n, mode, s) for s in SHAPES)] for n in there}
         title = f"{mode.upper()} of 64 B: medians of {len(results.rps(there[0], mode, SHAPES[0]))} paired rounds"
-        lines.append(plot.grouped_bars(out / f"proxy-{mode}.png", title, "requests/s", list(map(str, SHAPES)), series,
+        lines.append(plot.grouped_bars(out / f"{name}-{mode}.png", title, "requests/s", list(map(str, SHAPES)), series,
                                        spread))
     return lines
 
 
-def run(rounds: int = 7, seconds: float = 1.0, out: Path = Path("bench-results"),
-        only: Sequence[str] = tuple(contestants.ALL), seed: int = 1) -> int:
+def run(rounds: int = 7, seconds: float = 1.0, out: Path = Path("bench-results"), backend: str = "redis",
+        only: Sequence[str] = (), seed: int = 1) -> int:
     """Runs and prints the comparison. Returns the exit code: 1 when the cluster changed its leader meanwhile."""
-    console = table.console()
+    console, makers = table.console(), contestants.ALL[backend]
+    name = "proxy" if backend == "redis" else f"proxy-{backend}"
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="musidecar-bench-") as folder:
-        runners = [stack.enter_context(contestants.ALL[name](Path(folder) / name)) for name in only]
+        runners = [stack.enter_context(makers[each](Path(folder) / each)) for each in only or makers]
         ours = next((c for c in runners if c.name == OURS), None)
         if ours is not None and not ours.may_freeze:
             console.print("the cluster changed its leader when it was stopped and continued: it is left running, idle")
         results = tournament(runners, rounds, seconds, seed, console)
         names = [c.name for c in runners]
     report(results, names, console)
-    figures = judge(results) if ours is not None else []
+    figures = judge(results, backend) if ours is not None else []
     if figures:
         console.print(table.figures(f"medians of {rounds} paired rounds", figures))
         console.print("followers' CPU subtracted = rate x cores / (cores - cores used by the followers and their "
-                      "Redis): an upper bound, as if they ran on hosts of their own.", style="dim")
-    for line in picture(results, names, out):
+                      "servers): an upper bound, as if they ran on hosts of their own.", style="dim")
+    for line in picture(results, names, out, name):
         console.print(line)
     raw = {" / ".join(cell): [vars(s) for s in samples] for cell, samples in results.samples.items()}
     cpu = {" / ".join(cell): rows for cell, rows in results.cpu.items()}
-    table.save(out, "proxy", figures, {"samples": raw, "cores": cpu, "troubles": results.troubles})
+    table.save(out, name, figures, {"samples": raw, "cores": cpu, "troubles": results.troubles})
     for trouble in results.troubles:
         console.print(trouble, style="red")
     return 1 if results.troubles else 0

@@ -60,16 +60,17 @@ def failover(runs: int, hang: bool, seed: int, out: Path) -> None:
 @verb.command("proxy")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of all contestants.")
 @click.option("--seconds", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Of each measurement.")
+@click.option("--backend", type=click.Choice(["redis", "memcached"]), default="redis", show_default=True)
 @click.option("--only", multiple=True, metavar="NAME", help="Only this contestant; can be given again.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the order of the contestants.")
 @_out
-def proxy(rounds: int, seconds: float, only: tuple[str, ...], seed: int, out: Path) -> None:
-    """Beside redis-server, HAProxy, twemproxy and WAIT."""
+def proxy(rounds: int, seconds: float, backend: str, only: tuple[str, ...], seed: int, out: Path) -> None:
+    """Beside the server alone, HAProxy, and for Redis twemproxy and WAIT."""
     from musidecar.bench import contestants, proxy
 
-    if unknown := sorted(set(only) - set(contestants.ALL)):
-        raise click.UsageError(f"no contestant {unknown[0]}: there are {', '.join(contestants.ALL)}")
-    sys.exit(proxy.run(rounds=rounds, seconds=seconds, out=out, only=only or tuple(contestants.ALL), seed=seed))
+    if unknown := sorted(set(only) - set(contestants.ALL[backend])):
+        raise click.UsageError(f"no contestant {unknown[0]}: there are {', '.join(contestants.ALL[backend])}")
+    sys.exit(proxy.run(rounds=rounds, seconds=seconds, out=out, backend=backend, only=only, seed=seed))
 
 
 @verb.command("reads")

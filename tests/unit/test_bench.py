@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,23 @@ def test_an_error_reply_is_no_measurement(server: tuple[redis.Redis, int]) -> No
     client.config_set("requirepass", "x")
     with pytest.raises(GeneratorError, match="NOAUTH"):
         generator.run("127.0.0.1", port, Shape(1, 1), 0.2, "set")
+
+
+def test_memcached_is_loaded_as_redis_is(tmp_path: Path) -> None:
+    with contestants.bare_memcached(tmp_path) as c, socket.create_connection((c.host, c.port)) as probe:
+        generator.fill(c.host, c.port, c.backend)
+        sample = generator.run(c.host, c.port, Shape(5, 4), 0.3, "get", warm_s=0, backend=c.backend)
+        probe.sendall(b"stats\r\n")
+        stats = dict(line.split()[1:3] for line in _until_end(probe).splitlines() if line.startswith(b"STAT "))
+    assert int(stats[b"curr_items"]) == generator.KEYS and int(stats[b"get_misses"]) == 0
+    assert 0 <= int(stats[b"get_hits"]) - round(sample.rps * sample.seconds) <= 5 * 4
+
+
+def _until_end(probe: socket.socket) -> bytes:
+    answer = b""
+    while not answer.endswith(b"END\r\n"):
+        answer += probe.recv(1 << 16)
+    return answer
 
 
 def test_nobody_there_is_no_measurement() -> None:
