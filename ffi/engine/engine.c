@@ -270,6 +270,7 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
     uint64_t now_us = clock_ns() / 1000, until = tick_at_us, deadline = replica_deadline_us(e->replica);
     if (deadline < until) until = deadline;
     if (e->feed.flush_us != 0 && e->feed.flush_us < until) until = e->feed.flush_us;
+    if (e->machine.flush_us != 0 && e->machine.flush_us < until) until = e->machine.flush_us;
     uint64_t lost_us = admin_deadline_us(e);
     if (lost_us < until) until = lost_us;
     if (e->more || (queue_length(&e->ready) > 0 && !e->stalled)) until = now_us;

@@ -289,6 +289,18 @@ void machine_event(struct engine *e, uint32_t events) {
     else if (!machine_bytes(e, e->scratch, (size_t)n)) backend_lost(e, "it answered what was not asked");
 }
 
+#define FLUSH_BYTES (64u << 10)
+
+bool machine_waits(struct engine *e) {
+    struct machine *m = &e->machine;
+    const struct shared *s = &e->shared;
+    bool somebody = e->takeover != TAKE_IDLE || e->handover.until_us > 0 || e->backend != BACKEND_FED;
+    bool waits = s->sendable > s->sent && s->sendable - s->sent < FLUSH_BYTES && !somebody && (m->flush_us == 0 || e->now_us < m->flush_us);
+    if (!waits) m->flush_us = 0;
+    else if (m->flush_us == 0) m->flush_us = e->now_us + e->config.feed_delay_us;
+    return waits;
+}
+
 /* On the admin connection: whatever it says, it lives. */
 void machine_admin_event(struct engine *e) {
     uint8_t chunk[4096];

@@ -53,6 +53,7 @@ struct machine {
     uint64_t placed, applied;        /* last COMMAND placed; last record that went through apply */
     _Atomic uint64_t done, given, life; /* see engine_points() */
     uint64_t lives;
+    uint64_t flush_us;               /* what was placed at a follower leaves then, or when it is much; 0: nothing waits */
     bool reads;                      /* something of this turn needs a probe */
     struct lock *locks[LOCK_BUCKETS], *free_locks; /* machine_decide.c */
     uint32_t locked, known;          /* locks; ... that go on without asking */
@@ -90,6 +91,7 @@ void machine_stamp(struct engine *e, uint64_t number);      /* in front of what 
 void machine_apply(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length);
 void machine_applied(struct engine *e, uint64_t index);
 void machine_turn_end(struct engine *e);
+bool machine_waits(struct engine *e);                        /* what was placed may stay a while: nobody waits for it */
 void machine_step(struct engine *e);
 void machine_recede(struct engine *e);                       /* this node does not lead any more */
 void machine_takeover_begin(struct engine *e);

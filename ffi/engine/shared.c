@@ -318,6 +318,7 @@ void shared_send(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
     shared_staged(e);
+    if (e->machine.protocol != NULL && machine_waits(e)) return;
     uint64_t limit = owns_shared_limit(e), until = s->sendable < limit ? s->sendable : limit;
     if (s->sent >= until) return;
     size_t written;

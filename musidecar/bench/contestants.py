@@ -92,6 +92,15 @@ def _memcached(folder: Path, *arguments: str) -> Iterator[tuple[int, Path]]:
         process = subprocess.Popen(["memcached", "-U", "0", "-m", "256", *words, *user], stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log)
     try:
+        port = int(arguments[-1]) if arguments else 0
+
+        def listens() -> bool:
+            if process.poll() is not None:
+                raise TestbedError(f"memcached ended: {(folder / 'memcached.log').read_text()}")
+            with socket.socket(socket.AF_INET if port else socket.AF_UNIX) as probe:
+                return probe.connect_ex(("127.0.0.1", port) if port else str(path)) == 0
+
+        wait_until("memcached listens", listens, 10)
         yield process.pid, path
     finally:
         process.send_signal(signal.SIGCONT)

@@ -125,8 +125,8 @@ def judge(results: Results, backend: str = "redis") -> list[Figure]:
     if backend == "memcached":
         figures = [Figure("SET 50x1 / HAProxy", results.ratio("set", many, "HAProxy"), "x", at_least=1.0),
                    Figure("SET 1x1 p50 / HAProxy's", results.p50_ratio("set", one, "HAProxy"), "x", at_most=1.2)]
-        cells = [(mode, shape) for mode in ("set", "get") for shape in SHAPES]
-        figures += [Figure(f"{mode} {shape} / {CACHE}", results.ratio(mode, shape, CACHE), "x") for mode, shape in cells]
+        for mode, shape in [(mode, shape) for mode in ("set", "get") for shape in SHAPES]:
+            figures.append(Figure(f"{mode.upper()} {shape} / {CACHE}", results.ratio(mode, shape, CACHE), "x"))
         return figures
     figures = [
         Figure("SET 50x1 / HAProxy", results.ratio("set", many, "HAProxy"), "x", at_least=1.1),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from array import array
 import socket
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
