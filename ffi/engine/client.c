@@ -299,6 +299,7 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
             if (c->outstanding > 0) return STEP_WAIT;
             if (e->handover.waits) return client_wait(e, c), STEP_WAIT;
             if (engine_leads(e) && d->waits) waits_begin(e, &(struct destination){e->self, c->slot, c->generation, 0, 0}, d->bytes, d->length);
+            else if (engine_leads(e) && d->view == VIEW_KILL_REPLICAS) owns_kill_replicas(e, &(struct destination){e->self, c->slot, c->generation, 0, 0});
             else if (engine_leads(e)) admin_send_for(e, (struct destination){e->self, c->slot, c->generation, 0, 0}, d->bytes, d->length, d->travels);
             else if (!forward(e, c, d)) return client_wait(e, c), STEP_WAIT;
             c->outstanding++;

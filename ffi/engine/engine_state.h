@@ -384,6 +384,7 @@ uint64_t owns_shared_limit(const struct engine *e); /* absolute count of bytes o
 void owns_deliver(struct engine *e, uint64_t until);
 void owns_end(struct engine *e, uint32_t node); /* REPLICA_NOBODY: of all */
 void owns_drop(struct engine *e);
+void owns_kill_replicas(struct engine *e, const struct destination *to); /* the clients' that are, and how many those were */
 void own_event(struct engine *e, struct source *source, uint32_t events);
 void own_send(struct engine *e, struct own *own);
 void own_settled(struct engine *e, uint64_t number); /* its answer need not wait any more */

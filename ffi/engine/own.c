@@ -611,6 +611,20 @@ void owns_end(struct engine *e, uint32_t node) {
     }
 }
 
+/* They and who asked are told behind the next ROLE. */
+void owns_kill_replicas(struct engine *e, const struct destination *to) {
+    uint32_t count = 0;
+    for (struct own *own = e->owns.first, *next; own != NULL; own = next) {
+        next = own->next;
+        if (own->replica == NULL) continue;
+        own_end(e, own);
+        count++;
+    }
+    char text[16];
+    struct arrival a = {.to = *to, .bytes = (size_t)snprintf(text, sizeof text, ":%u\r\n", count), .kind = ARRIVAL_LAST, .type = ':', .database_after = -1};
+    arrive(e, &(struct own){.to = *to}, &a, text);
+}
+
 /* This node does not lead any more; nobody is told through here. */
 void owns_drop(struct engine *e) {
     while (e->owns.first != NULL) own_free(e, e->owns.first);

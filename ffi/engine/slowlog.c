@@ -277,7 +277,7 @@ void slowlog_late(struct engine *e) {
 void slowlog_fetch(struct engine *e) {
     static const char entries[] = "*3\r\n$7\r\nSLoWLOG\r\n$3\r\nGET\r\n$2\r\n-1\r\n";
     struct shared *s = &e->shared;
-    if (!engine_leads(e) || e->big.active || s->socket.source.fd < 0) return;
+    if (!engine_leads(e) || e->context.busy || e->big.active || s->socket.source.fd < 0) return;
     e->slowlog.due = false;
     e->slowlog.late = 0;
     struct expect x = {.kind = EXPECT_SLOW_LIMITS, .replies = 1, .database_after = -1, .since_ns = e->now_ns};

@@ -18,6 +18,7 @@
 
 #define SLOW_HEAD_BYTES 16u /* of a request, behind the number of its arguments */
 #define SLOW_NEVER UINT64_MAX
+#define SLOW_ALL_NS 1000000u /* where less is slow, the sidecar's own questions are, too, at times */
 
 enum slow_way { SLOW_SHARED = 0, SLOW_ADMIN = 1, SLOW_OWN = 2, SLOW_WAYS = 3 }; /* the connection that it came by */
 

@@ -64,6 +64,7 @@ void view_edit(struct engine *e, enum session_view view, int32_t count, struct b
         case VIEW_SLOWLOG_RESET: slowlog_view_reset(e, answer); break;
         case VIEW_HISTOGRAM: view_histogram(e, answer); break;
         case VIEW_RESETSTAT:
+        case VIEW_KILL_REPLICAS:
         case VIEW_PLAIN: break;
     }
 }

@@ -88,7 +88,8 @@ def _client(command: Command) -> tuple[str, str]:
         return "here", "by its sub-command"
     if words[1] == "kill":
         return "own, stays", (
-            "refused by type, by the user `default`, or by a Unix socket's address: the sidecar's own have these, too"
+            "type replica: clients' alone; refused by another type, by the user `default`, or by a Unix socket's"
+            " address: the sidecar's own have these, too"
         )
     if words[1] in ("pause", "unpause"):
         return "read", "all clients of all nodes; until another node leads"

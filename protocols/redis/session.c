@@ -518,6 +518,12 @@ static struct session_decision step_state(struct session *s, const struct sessio
         case ACTION_RESET: return step_reset(s, context, answer);
         case ACTION_WAIT: return session_step_wait(s, context, request, bytes, answer);
         case ACTION_CLIENT:
+            if (session_kills_replicas(info, request, bytes)) {
+                d = submit(request, bytes, false);
+                d.verdict = SESSION_ADMIN;
+                d.view = VIEW_KILL_REPLICAS;
+                return d;
+            }
             if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
             if (context->busy && session_pauses(info, request, bytes)) return failed(answer, BUSY_TEXT);
             return step_client(s, context, info, request, bytes, answer);

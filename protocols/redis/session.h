@@ -115,9 +115,10 @@ enum session_view {
     VIEW_SLOWLOG_GET = 6,    /* so many of them: view_count, -1 all */
     VIEW_SLOWLOG_LEN = 7,
     VIEW_SLOWLOG_RESET = 8,
-    VIEW_HISTOGRAM = 9
+    VIEW_HISTOGRAM = 9,
+    VIEW_KILL_REPLICAS = 10 /* ADMIN: the leader's engine answers it: it knows which of them are clients' */
 };
-#define VIEWS 10u
+#define VIEWS 11u
 
 struct session_decision {
     enum session_verdict verdict;
@@ -197,6 +198,8 @@ bool session_client_needs_own(const struct resp_request *request, const uint8_t 
 /* The backend must not see this DEBUG, CLIENT KILL ... although it might do it. */
 bool session_refuses(const struct session_context *context, const struct command_info *info, const struct resp_request *request,
                      const uint8_t *bytes);
+/* CLIENT KILL TYPE replica: the sidecar is one at the backend, so the engine ends the clients' that are (own.c). */
+bool session_kills_replicas(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes);
 /* CLIENT PAUSE or UNPAUSE? Then it travels as session_pause_append() writes it: native, a pause of everything would hold up
  * the shared connection (R7), so the backend is asked to pause writes at most. Returns what the engine is to make of it, or
  * PAUSE_NOTHING where the backend's answer is an error. */

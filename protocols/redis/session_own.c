@@ -68,6 +68,12 @@ bool session_refuses(const struct session_context *context, const struct command
     return word_is(sub, "kill") && kill_refused(context, request, bytes);
 }
 
+bool session_kills_replicas(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
+    static const char *const types[] = {"replica", "slave", NULL};
+    if (info->action != ACTION_CLIENT || request->argc != 4 || !word_is(word_at(request, bytes, 1), "kill")) return false;
+    return word_is(word_at(request, bytes, 2), "type") && word_in(word_at(request, bytes, 3), types);
+}
+
 /* ---- CLIENT PAUSE ------------------------------------------------------------------------------------------------- */
 
 bool session_pauses(const struct command_info *info, const struct resp_request *request, const uint8_t *bytes) {
@@ -478,6 +484,10 @@ static void own_reset(struct session *s, struct session_decision *d) {
 static struct session_decision step(struct session *s, const struct session_context *context, const struct command_info *info,
                                     const struct resp_request *request, const uint8_t *bytes) {
     if (info == NULL) return own(s, bytes, request->length);
+    bool plainly = s->own == OWN_COUNTED && !s->own_multi && !s->other_user && !s->reply_off && !s->reply_skip && s->authenticated;
+    if (plainly && session_kills_replicas(info, request, bytes))
+        return (struct session_decision){.verdict = s->quiet ? SESSION_ADMIN : SESSION_WAIT, .bytes = bytes, .length = request->length,
+                                         .replies = 1, .database_after = -1, .view = VIEW_KILL_REPLICAS};
     if (session_refuses(context, info, request, bytes)) return refused(s, info);
     if (info->way == WAY_ADMIN) return own_admin(s, info, request, bytes);
     if (session_pauses(info, request, bytes)) return own_pause(s, info, request, bytes);

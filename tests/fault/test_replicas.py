@@ -155,6 +155,23 @@ def test_the_stream_is_what_was_done(shared_bed: Testbed, node: NodeStatus) -> N
             reader.hear()
 
 
+def test_clients_that_are_replicas_are_killed_and_no_other(shared_bed: Testbed, node: NodeStatus) -> None:
+    """The sidecar is one of its server's, too."""
+    before = shared_bed.status()
+    client, readers = shared_bed.client(node), [Reader(leader_of(before)), Reader(a_follower_of(before))]
+    assert client.client_kill_filter(_type="replica") == 2
+    for reader in readers:
+        with pytest.raises(EOFError):
+            while True:
+                assert reader.hear()[0].upper() in (b"PING", b"SELECT")
+        reader.close()
+    client.client_id()  # it has a connection of its own from here on
+    assert client.client_kill_filter(_type="slave") == 0
+    with pytest.raises(redis.ResponseError, match="is refused"):
+        client.client_kill_filter(_type="normal")
+    assert client.set("k", "v") and shared_bed.status().term == before.term
+
+
 def test_what_a_replica_says_before_it_is_one(shared_bed: Testbed, node: NodeStatus) -> None:
     with contextlib.closing(socket.create_connection(node.client_address, WAIT_S)) as connection:
         connection.sendall(b"".join(encode(words.encode().split()) for words in (

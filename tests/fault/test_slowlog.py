@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from musidecar.testbed import NodeStatus, Testbed, wait_until
+from musidecar.workload import encode
 from tests.fault.cluster import a_follower_of, leader_of
 from tests.fault.test_own import Line, setting
 
@@ -132,3 +133,17 @@ def test_the_sidecars_questions_push_nothing_out(shared_bed: Testbed, client: re
     wait_until("it was", lambda: server.execute_command("SLOWLOG GET", 1)[0]["id"] > last + 100, WAIT_S)
     with contextlib.closing(client):
         assert "GET long ago" in texts(client)
+
+
+def test_nothing_is_fetched_behind_a_long_script(shared_bed: Testbed, node: NodeStatus) -> None:
+    """On a connection of its own, while it holds up the questions on the admin connection: a fetch would be refused."""
+    status = shared_bed.status()
+    server = shared_bed.backend(leader_of(status))
+    server.config_set("slowlog-max-len", 16)
+    shared_bed.client(node).slowlog_len()
+    with Line(node) as line:
+        assert line.ask("CLIENT ID")[0].startswith(":")
+        line.connection.sendall(encode((b"EVAL", b"for _ = 1, 2e8 do end return 'done'", b"0")))
+        assert line.hear(2) == ["$4", "done"]
+    assert shared_bed.status().term == status.term
+    server.config_set("slowlog-max-len", 1024)

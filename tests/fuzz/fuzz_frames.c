@@ -66,6 +66,11 @@ void admin_send_for(struct engine *e, struct destination to, const void *bytes, 
     story_tell(story, travels);
     story_bytes(story, bytes, length);
 }
+void owns_kill_replicas(struct engine *e, const struct destination *to) {
+    (void)e;
+    CHECK(to->node == PEER);
+    story_tell(story, to->slot);
+}
 void waits_begin(struct engine *e, const struct destination *to, const uint8_t *bytes, size_t length) {
     (void)e;
     CHECK(to->node == PEER);
