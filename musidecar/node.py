@@ -36,6 +36,7 @@ from musidecar import (
     refusals,
     reinit,
     transfer,
+    vitals,
     wishes,
 )
 from musidecar._ffi import lib
@@ -119,6 +120,7 @@ class Sidecar:
         self._mesh = mesh.Mesh(self.member)
         token = places.feed_token(self.member, node.id)
         self._backend = backends.make(node.backend.kind, places.wanted_backend(config, node, token))
+        self._vitals = vitals.Watch(self._backend)
         self._backend_pid: int | None = None
         self._backend_fd: int | None = None  # pidfd
         self._clients: socket.socket | None = None
@@ -205,6 +207,8 @@ class Sidecar:
             )
             self._members = formed.incarnations
             log.info("the cluster has formed: nodes %s", ", ".join(map(str, formed.incarnations)))
+            if self._kept.record is not None and not prepared.keys and not self._backend.keeps_data:
+                log.warning("the cluster begins empty: %s keeps nothing when it ends", self._backend.kind.title)
             if formed.verdict.chosen:
                 log.info("it begins with the data of node %d: %s", formed.verdict.seed, formed.verdict.chosen)
         except formation.Running as found:
@@ -336,6 +340,7 @@ class Sidecar:
         self._links.adopt(formed.controls)
         self._thread = threading.Thread(target=self._run_engine, args=(engine,), name="engine", daemon=True)
         self._thread.start()
+        self._vitals.start()
         self._links.start()
         self._mesh.questions["formation"] = self._formation
         if formed.fabric.warning:
@@ -550,6 +555,7 @@ class Sidecar:
         with self._engine_lock:
             if self._engine is not None:
                 found |= self._engine.status()
+        found |= self._vitals.status()
         if found["role"] == "joining" and "damage" in found:
             found["joining"] = self._stage(found)
         if self._council.undecided and self._formed is None:
@@ -576,6 +582,7 @@ class Sidecar:
     def close(self) -> None:
         """Engine, mesh and backend, in this order; what is not there is passed over."""
         self._keeper.close()
+        self._vitals.close()
         if self._fetching is not None:
             self._fetching.cancel()
         if self._links is not None:

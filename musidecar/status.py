@@ -104,6 +104,11 @@ def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
             found.append(Problem(f"node {node['id']} is being filled{stage}; it counts once it has caught up"))
         elif not node["serving"]:
             found.append(Problem(f"node {node['id']} runs but answers no clients yet"))
+        if node.get("alarm"):
+            found.append(Problem(f"node {node['id']}: its {node['alarm']}"))
+        if node.get("failed"):
+            text = f"node {node['id']}: its server did not store {node['failed']} items for want of memory"
+            found.append(Problem(text, "give it more memory"))
         for slow in node.get("evicted") or ():
             found.append(Problem(f"node {slow} held up the log and was dropped; it is caught up once it goes on"))
     found += _differences(up)

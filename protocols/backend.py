@@ -170,6 +170,8 @@ class Backend(ABC):
 
     kind: Kind
     fills_itself = False  # fill() brings a copy into the server; else the engine does
+    has_vitals = False  # vitals() has something to tell
+    keeps_data = False  # last_look() may find something for another start
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
@@ -260,9 +262,9 @@ class Backend(ABC):
         """Why it would refuse writes if it led; None if it would not."""
         return None
 
-    def vitals(self) -> Vitals | None:
-        """How it is, asked every few seconds; None: there is nothing to look at."""
-        return None
+    def vitals(self) -> Vitals:
+        """If `has_vitals`: how it is, asked every few seconds."""
+        raise NotImplementedError
 
 
 def make(kind: str, wanted: Wanted) -> Backend:

@@ -35,6 +35,7 @@ class Memcached(Backend):
 
     kind = KIND
     fills_itself = True
+    has_vitals = True
 
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)

@@ -28,6 +28,7 @@ class Redis(Backend):
     """One Redis."""
 
     kind = KIND
+    keeps_data = True
 
     @classmethod
     def check_binary(cls, binary: str) -> Check:

@@ -185,15 +185,15 @@ def test_evictions_raise_an_alarm_once(tmp_path: Path) -> None:
         backend = backend_at(server.address, tmp_path / "node")
         backend.prepare(Ask())
         vitals = backend.vitals()
-        assert vitals is not None and vitals.alarm == "" and vitals.facts["evictions"] == 0
+        assert vitals.alarm == "" and vitals.facts["evictions"] == 0
         with Connection(server.address) as connection:
             for i in range(400):
                 assert connection.ask(b"set k%d 0 0 100000\r\n%b" % (i, b"x" * 100_000)) == b"STORED"
         vitals = backend.vitals()
-        assert vitals is not None and vitals.facts["evictions"] > 0
+        assert vitals.facts["evictions"] > 0
         assert f"gave up {vitals.facts['evictions']} items" in vitals.alarm and "memory_bytes" in vitals.alarm
         again = backend.vitals()
-        assert again is not None and again.alarm == ""
+        assert again.alarm == ""
 
 
 def test_doctor_names_the_line_to_type(tmp_path: Path) -> None:
