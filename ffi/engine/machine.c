@@ -121,10 +121,12 @@ void machine_stamp(struct engine *e, uint64_t number) {
 void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length) {
     struct machine *m = &e->machine;
     struct command_entry entry;
+    bool stamps = m->protocol->stamp != NULL;
     uint64_t number = machine_number(first, 0);
     for (size_t at = 0; at < length; at += sizeof entry + entry.length) {
         CHECK(command_entry_read(bytes + at, length - at, &entry) && entry.swallow <= entry.length);
-        if (++number <= m->copied) continue;
+        number++;
+        if (stamps ? number <= m->copied : index <= m->copied) continue; /* a long one ends at `index`: the copy was begun before */
         machine_stamp(e, number);
         const struct origin *o = &entry.origin;
         size_t command = entry.length - entry.swallow;

@@ -62,7 +62,7 @@ struct machine {
     bool collects, want_pending;
     uint64_t collected_from, want_number, want_again_us;
     struct buffer collected;         /* struct collected, payload */
-    uint64_t copied, complete;       /* the copy holds all up to the request `copied`; with the records up to `complete` it is whole */
+    uint64_t copied, complete;       /* the copy holds all up to that record, or request if it knows their numbers; with the records up to `complete` it is whole */
 };
 
 static inline uint64_t machine_now_us(void) {

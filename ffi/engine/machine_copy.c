@@ -51,7 +51,7 @@ void machine_filled(struct engine *e, const struct control *c) {
     if (c->number != m->want_number || !m->want_pending) return;
     if (c->offset < m->collected_from) return machine_copy_failed(e, c->number);
     m->collects = m->want_pending = false;
-    m->copied = m->protocol->stamp != NULL ? c->exact : machine_number(c->offset + 1, 0) - 1;
+    m->copied = m->protocol->stamp != NULL ? c->exact : c->offset;
     m->complete = c->bytes;
     e->counters.refilled++;
     backend_set(e, BACKEND_SYNCING);
