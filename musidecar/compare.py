@@ -18,7 +18,9 @@ from typing import Any, cast
 
 import redis
 
-from musidecar.testbed import ClusterStatus
+from musidecar.protocols.memcached.comparing import differences
+from musidecar.protocols.server import Address
+from musidecar.testbed import ClusterStatus, Testbed
 
 _BATCH = 500
 _DIFFERENCES_KEPT = 50
@@ -99,6 +101,18 @@ def compare(backends: Mapping[str, redis.Redis], timeout_s: float = 30.0) -> Com
             if not stable:
                 result.add(f"the offsets do not come to rest: {before} became {offsets(backends)}")
             return result
+        time.sleep(0.05)
+
+
+def compare_servers(bed: Testbed, status: ClusterStatus, timeout_s: float = 30.0) -> Comparison:
+    """compare(), whatever the backend."""
+    if bed.backend_name == "redis":
+        return compare(bed.backends(status), timeout_s)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        count, found = differences({node.id: Address(path=node.backend) for node in status.alive})
+        if not found or time.monotonic() > deadline:  # what was acknowledged last may be on its way to a follower's
+            return Comparison(keys=count, differences=found)
         time.sleep(0.05)
 
 

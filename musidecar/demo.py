@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from musidecar import protocols
 from musidecar.bench.failover import await_traffic, new_leader, stages_ms
 from musidecar.bench.table import percentile, plain
-from musidecar.compare import compare, compare_logs
+from musidecar.compare import compare_logs, compare_servers
 from musidecar.testbed import ClusterStatus, NodeStatus, Testbed, TestbedError
 from musidecar.workload import History, Load, Verdict, spread, verify
 
@@ -29,9 +30,9 @@ _STORY = (
     ("permitted", "a majority gave node {new} the sole right to write into their logs"),
     ("prepared", "node {new} had read what the dead node left in those logs, and completed it"),
     ("opened", "node {new} committed its first record: the log works again"),
-    ("fed", "its Redis had been given everything that was ever acknowledged"),
-    ("promoted", "its Redis was switched from copy to original"),
-    ("attached", "the sidecar was listening to what that Redis changes"),
+    ("fed", "its server had been given everything that was ever acknowledged"),
+    ("promoted", "its server was switched from copy to original"),
+    ("attached", "the sidecar was listening to what that server changes"),
     ("served", "commands that were accepted but not yet carried out were done, once: clients are served"),
 )
 
@@ -62,6 +63,8 @@ class _Demo:
 
     def __init__(self, bed: Testbed, console: Console) -> None:
         self.bed, self.console = bed, console
+        self.kind = protocols.kind(bed.backend_name)
+        self.title = self.kind.title
 
     def say(self, text: str = "", style: str = "") -> None:
         """A line of the story."""
@@ -72,7 +75,8 @@ class _Demo:
         before = self._introduce()
         leader = before[before.leader or ""]
         killed = before.nodes.index(leader)
-        with Load(spread([n.client_address for n in before.nodes], WRITERS_EACH)) as load:
+        plan = spread([n.client_address for n in before.nodes], WRITERS_EACH, backend=self.kind.name)
+        with Load(plan) as load:
             load.wait_for(20)
             self._watch(load, before, BEFORE_S, "writing through all three nodes")
             self._status(self.bed.status())
@@ -91,11 +95,11 @@ class _Demo:
     def _introduce(self) -> ClusterStatus:
         status = self.bed.status()
         nodes = ", ".join(f"node {n.id} at {n.client}" for n in status.nodes)
-        self.say("[bold]Three Redis servers that behave like one, and survive the death of any of them[/]")
+        self.say(f"[bold]Three {self.title} servers that behave like one, and survive the death of any of them[/]")
         self.say()
         self.say(f"Three nodes run on this host: {nodes}.")
-        self.say("Each is an unmodified redis-server with a sidecar in front of it. Clients may talk to any of them.")
-        self.say(f"One leads, now node {status.leader}: before its Redis sees a write, the write is in the memory of a")
+        self.say(f"Each is an unmodified {self.kind.binary}, a sidecar in front of it. Clients may talk to any.")
+        self.say(f"One leads, now node {status.leader}: before its server sees a write, that is in the memory of a")
         self.say("majority of the nodes, put there directly, without asking a process on the other side. That is the")
         self.say("Mu protocol. So a write that was answered with OK can no longer be lost with one node.")
         self.say()
@@ -128,13 +132,13 @@ class _Demo:
     def _status(self, status: ClusterStatus) -> None:
         rows = [[n.id, n.role, n.client, n.pid or "-", n.backend_pid or "-", str(n.commit), str(n.applied)]
                 for n in status.nodes]
-        columns = ["node", "role", "clients at", "sidecar pid", "Redis pid", "committed", "applied"]
+        columns = ["node", "role", "clients at", "sidecar pid", f"{self.title} pid", "committed", "applied"]
         self.console.print(plain("", columns, [[str(cell) for cell in row] for row in rows]))
 
     def _kill(self, leader: NodeStatus) -> int:
         self.say()
         self.say(f"[bold]Now node {leader.id}, the leader, is killed[/]: kill -9 of its sidecar (pid {leader.pid}); "
-                 f"its Redis (pid {leader.backend_pid}) dies with it.")
+                 f"its {self.title} (pid {leader.backend_pid}) dies with it.")
         return self.bed.kill(leader)
 
     def _stages(self, after: ClusterStatus, history: History, signal_ns: int, killed: int) -> _Check:
@@ -158,13 +162,13 @@ class _Demo:
         """The dead node is started again while the writes go on. The status when it counts again."""
         self.say()
         self.say(f"[bold]Now node {dead.id} is started again[/]. Its memory is gone: it is a new member in place of")
-        self.say("the dead one, is given the state of the log by the leader and the data by the other one's Redis, and")
+        self.say("the dead one, is given the state of the log by the leader and the data by the other's server, and")
         self.say("counts once it has both.")
         began, start = time.monotonic(), load.counts()
         self.bed.start_again(dead)
         whole = self.bed.wait_status(f"node {dead.id} counts again", lambda s: _is_well(s[dead.id]), REJOIN_S)
         took_s, written = time.monotonic() - began, sum(load.counts()) - sum(start)
-        client = self.bed.client(whole[dead.id])
+        client = self.bed.reader(whole[dead.id])
         through = sum(client.incr("demo:through the node that came back") == i + 1 for i in range(THROUGH))
         self.say(f"It counts again after {took_s:.1f} s, most of which is the start of its programs; {written} writes "
                  f"were acknowledged meanwhile.")
@@ -177,11 +181,11 @@ class _Demo:
         self.say(f"{history.acknowledged} writes were acknowledged in all, p50 {percentile(latency, 0.5):.0f} us; "
                  f"{history.unknown} were cut off without an answer (they may be there or not); "
                  f"{history.refused} were refused with an error.")
-        self.say("Now everything is read back: from each living node, and from each Redis behind its sidecar's back.")
-        backends = self.bed.backends(after)
-        same, logs = compare(backends), compare_logs(self.bed.status)
-        verdicts = {f"node {n.id}": verify(history, self.bed.client(n)) for n in after.alive}
-        verdicts |= {f"Redis of node {name}": verify(history, backend) for name, backend in backends.items()}
+        self.say("Now everything is read back: from each living node, and from each server behind its sidecar's back.")
+        same, logs = compare_servers(self.bed, after), compare_logs(self.bed.status)
+        verdicts = {f"node {n.id}": verify(history, self.bed.reader(n)) for n in after.alive}
+        servers = self.bed.servers(after).items()
+        verdicts |= {f"{self.title} of node {name}": verify(history, each) for name, each in servers}
         worst = Verdict(
             lost=max(v.lost for v in verdicts.values()), doubled=max(v.doubled for v in verdicts.values()),
             ghosts=max(v.ghosts for v in verdicts.values()), misordered=max(v.misordered for v in verdicts.values()),

@@ -26,6 +26,8 @@ from musidecar.config import load as load_config
 from musidecar.ports import free_ports as free_ports
 from musidecar.ports import give_back
 from musidecar.process import spawn_node
+from musidecar.protocols.memcached import reading as memcached
+from musidecar.protocols.server import Address
 from musidecar.status import collect
 
 START_TIMEOUT_S = 60.0
@@ -343,6 +345,19 @@ class Testbed:
             if time.monotonic() > deadline:
                 raise TestbedError(f"waited {timeout_s:g} s for: {what}; last seen {status}\n{self.logs()}")
             time.sleep(0.01)
+
+    def reader(self, node: NodeStatus) -> redis.Redis | memcached.Reader:
+        """A client of a node, for what is loaded and judged whatever the backend."""
+        if self.backend_name == "redis":
+            return self.client(node)
+        host, port = node.client_address
+        return memcached.Reader(Address(host=host, port=port))
+
+    def servers(self, status: ClusterStatus) -> dict[str, redis.Redis | memcached.Reader]:
+        """The same of the servers of all nodes alive, past the sidecars, by node id."""
+        if self.backend_name == "redis":
+            return {**self.backends(status)}
+        return {node.id: memcached.Reader(Address(path=node.backend)) for node in status.alive}
 
     def client(self, node: NodeStatus, **more: Any) -> redis.Redis:
         """A client of a node, as any client would connect; it does not try again by itself."""

@@ -31,9 +31,12 @@ from typing import Any, cast
 
 import redis
 
+from musidecar.protocols.memcached import reading as memcached
+
+Reads = redis.Redis | memcached.Reader
 UNKNOWN, REFUSED = 0, -1
 KINDS = 3
-LIST_CHUNK = 5000
+LIST_CHUNK, VALUE_CHUNK = 5000, 100
 VALUE_BYTES = 64
 _RETRY_NS = 1_000_000
 _TROUBLES_KEPT = 20
@@ -51,6 +54,12 @@ class Plan:
     rate: float = 0.0
     timeout_s: float = 1.0
     keys: int = 50
+    backend: str = "redis"
+
+    @property
+    def chunk(self) -> int:
+        """Entries of a list before another is begun. One of memcached's is a value, written anew for each."""
+        return LIST_CHUNK if self.backend == "redis" else VALUE_CHUNK
 
 
 @dataclass
@@ -158,6 +167,30 @@ def encode(arguments: Iterable[bytes]) -> bytes:
     """A request as a RESP array of bulk strings."""
     parts = [b"$%d\r\n%b\r\n" % (len(a), a) for a in arguments]
     return b"*%d\r\n" % len(parts) + b"".join(parts)
+
+
+_NOT_DONE = (b"-", b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR", b"NOT_")
+
+
+def memcached_request(writer: int, seq: int, plan: Plan) -> bytes:
+    """The same write as request() names, of a memcached: a list is a value that grows."""
+    turn, kind = divmod(seq, KINDS)
+    if kind == 0:
+        _, key, value = request(writer, seq, plan.keys)
+        return b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value)
+    if kind == 1:
+        return b"incr c%d 1\r\n" % writer
+    word, entry = b"append" if turn % plan.chunk else b"set", b" %d" % seq
+    return b"%b l%d:%d 0 0 %d\r\n%b\r\n" % (word, writer, turn // plan.chunk, len(entry), entry)
+
+
+def _make_counters(plan: Plan) -> None:
+    """memcached counts only what is there."""
+    with socket.create_connection(plan.nodes[0], 10) as sock, sock.makefile("rb") as answers:
+        for writer in range(len(plan.writers)):
+            sock.sendall(b"set c%d 0 0 1\r\n0\r\n" % writer)
+            if (line := answers.readline()) != b"STORED\r\n":
+                raise RuntimeError(f"a counter cannot be made: {line!r}")
 
 
 class _Link:
@@ -286,14 +319,14 @@ class _Driver:
         writer = self.history.writers[link.writer]
         for line in lines:
             seq = link.pending.popleft()
-            if line.startswith(b"-"):
+            if line.startswith(_NOT_DONE):
                 writer.acked_ns[seq] = REFUSED
                 self.history.errors[line.decode(errors="replace")] += 1
                 link.retry_ns = now + _RETRY_NS
                 continue
             writer.acked_ns[seq] = now
-            if line.startswith(b":"):
-                writer.reply[seq] = int(line[1:])
+            if (number := line.removeprefix(b":")).isdigit():
+                writer.reply[seq] = int(number)
             self.counts[link.node] += 1
 
     def _fill(self, link: _Link) -> None:
@@ -308,13 +341,18 @@ class _Driver:
         writer = self.history.writers[link.writer]
         for _ in range(room):
             seq = len(writer.sent_ns)
-            link.outbox += encode(request(link.writer, seq, self.plan.keys))
+            link.outbox += self._request(link.writer, seq)
             writer.sent_ns.append(time.monotonic_ns())
             writer.acked_ns.append(UNKNOWN)
             writer.node.append(link.node)
             writer.reply.append(0)
             link.pending.append(seq)
         self._flush(link)
+
+    def _request(self, writer: int, seq: int) -> bytes:
+        if self.plan.backend == "memcached":
+            return memcached_request(writer, seq, self.plan)
+        return encode(request(writer, seq, self.plan.keys))
 
     def _flush(self, link: _Link) -> None:
         assert link.sock is not None
@@ -342,6 +380,8 @@ class Load:
     def __init__(self, plan: Plan) -> None:
         context = multiprocessing.get_context("spawn")
         self.plan = plan
+        if plan.backend == "memcached":
+            _make_counters(plan)
         self._counts = context.RawArray("Q", len(plan.nodes))
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_main, args=(plan, self._counts, other), daemon=True)
@@ -390,19 +430,19 @@ class Load:
             self.close()
 
 
-def verify(history: History, reader: redis.Redis) -> Verdict:
+def verify(history: History, reader: Reads) -> Verdict:
     """Reads all of a history's keys through `reader` (a node's client port, or a backend) and judges them."""
     verdict = Verdict()
     for number, writer in enumerate(history.writers):
         _verify_values(history, number, writer, reader, verdict)
         _verify_counter(number, writer, reader, verdict)
-        _verify_lists(number, writer, reader, verdict)
+        _verify_lists(history, number, writer, reader, verdict)
         verdict.checked += len(writer.acked_ns)
     return verdict
 
 
 def _verify_values(
-    history: History, number: int, writer: Writer, reader: redis.Redis, verdict: Verdict
+    history: History, number: int, writer: Writer, reader: Reads, verdict: Verdict
 ) -> None:
     keys = history.plan.keys
     values = cast("list[bytes | None]", reader.mget([b"w%d:%d" % (number, k) for k in range(keys)]))
@@ -440,7 +480,7 @@ def _seq_of(value: bytes | None, number: int) -> int | None:
     return int(parts[1])
 
 
-def _verify_counter(number: int, writer: Writer, reader: redis.Redis, verdict: Verdict) -> None:
+def _verify_counter(number: int, writer: Writer, reader: Reads, verdict: Verdict) -> None:
     least = most = 0
     for seq in range(1, len(writer.acked_ns), KINDS):
         outcome = writer.acked_ns[seq]
@@ -467,11 +507,12 @@ def _verify_counter(number: int, writer: Writer, reader: redis.Redis, verdict: V
         verdict.note(f"c{number} is {value}, only {most} were sent")
 
 
-def _verify_lists(number: int, writer: Writer, reader: redis.Redis, verdict: Verdict) -> None:
+def _verify_lists(history: History, number: int, writer: Writer, reader: Reads, verdict: Verdict) -> None:
     total = len(writer.acked_ns)
     pushes = range(2, total, KINDS)
     found: list[int] = []
-    for chunk in range((len(pushes) + LIST_CHUNK - 1) // LIST_CHUNK):
+    size = history.plan.chunk
+    for chunk in range((len(pushes) + size - 1) // size):
         found += [int(item) for item in cast(Sequence[bytes], reader.lrange(f"l{number}:{chunk}", 0, -1))]
     times = Counter(found)
     for seq, count in times.items():

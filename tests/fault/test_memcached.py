@@ -112,3 +112,9 @@ def test_evictions_are_shown_and_logged() -> None:
         done = musidecar("status", "--dir", str(bed.dir))
         assert done.returncode == 1 and "memory_bytes" in done.stdout.replace("\n", " ")
         assert "gave up" in (bed.dir / f"{node.id}.log").read_text()
+
+
+def test_the_demo_holds_what_it_claims() -> None:
+    done = musidecar("demo", "--backend", "memcached", timeout_s=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("  held  ") == 6 and "FAILED" not in done.stdout
