@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,7 +34,7 @@ from musidecar.protocols.memcached import MEMORY_BYTES
 SOCKET_PATH_BYTES_MAX = 107  # sun_path less its NUL
 MESH_NAME_BYTES_MAX = 32  # longest name of a socket inside `directory`
 NODE_COUNTS = (3, 5)
-BACKENDS_PLANNED = ("herd", "liquibook")
+BACKENDS_PLANNED = ("herd",)
 
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -98,6 +99,15 @@ def _socket_fits(path: Path, room: int = 0) -> None:
         raise ValueError(f"too long for a Unix socket by {-spare} bytes: {path}")
 
 
+def _symbol(value: str) -> str:
+    if not re.fullmatch(r"[!-+\--~]{1,64}", value):
+        raise ValueError("1 to 64 printable characters, without blank or comma")
+    return value
+
+
+Symbol = Annotated[str, AfterValidator(_symbol)]
+
+
 def check_kind(value: object) -> None:
     """ValueError unless this version works with that kind of backend."""
     known = [name for name in protocols.names() if name not in BACKENDS_PLANNED]
@@ -121,6 +131,7 @@ class Backend(_Section):
     item_bytes_max: Annotated[int, BeforeValidator(_bytes), Field(strict=True, ge=1 << 19, le=1 << 30)] | None = None
     threads: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
     consistency: Literal["exact", "cache"] | None = None
+    symbols: Annotated[list[Symbol], Field(min_length=1)] | None = None
 
     @field_validator("kind", mode="before")
     @classmethod

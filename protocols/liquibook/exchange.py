@@ -108,15 +108,16 @@ class Exchange:
 
     def _write(self, line: bytes, stamp: Stamp | None, request: Write) -> bytes:
         """A stamp counts even where nothing else changes: STATE tells how far in the log this is."""
+        crc = zlib.crc32(crc_text(line))
+        known = None if isinstance(request, Roll) else self._known(request.trader, request.id, crc)
         if stamp is not None:
-            if stamp.index <= self.index:
+            if stamp.index > self.index:
+                self.index, self.time_us = stamp.index, stamp.time_us
+            elif known is None:
                 raise Reject("stale", f"index {stamp.index} has been applied")
-            self.index, self.time_us = stamp.index, stamp.time_us
         if isinstance(request, Roll):
             self._count(stamp)
             return self._roll()
-        crc = zlib.crc32(crc_text(line))
-        known = self._known(request.trader, request.id, crc)
         return (self._once(request, crc, stamp) if known is None else known).encode()
 
     def _count(self, stamp: Stamp | None) -> None:

@@ -47,12 +47,12 @@ class Exchange:
         self.ports: list[Port] = []
 
     def fix_port(self, addresses: str = "") -> Port:
-        self.ports.append(Port(self._next_port, addresses or str(self.server.path), self.folder / "fix.log"))
+        self.ports.append(Port(self._next_port, addresses or str(self.server.address.path), self.folder / "fix.log"))
         self._next_port += 1
         return self.ports[-1]
 
     def ask(self, request: str) -> list[str]:
-        with Connection(self.server.path) as connection:
+        with Connection(self.server.address.path) as connection:
             return connection.ask(request)
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ def test_completion_knows_the_verbs(command: Command) -> None:
         (["local", "--backend", "herd"], "herd: not there yet: this version works with redis and memcached"),
         (["local", "--backend", "postgres"], "--backend postgres: unknown: this version works with redis"),
         (["local", "--backend", "herd"], "herd: not there yet"),
-        (["demo", "--backend", "liquibook"], "liquibook: not there yet"),
+        (["demo", "--backend", "herd"], "herd: not there yet"),
         (["local", "--backend", "mysql"], "mysql: unknown"),
         (["local", "--fabric", "token-ring"], "token-ring: unknown"),
         (["local", "--nodes", "4"], "3 or 5"),

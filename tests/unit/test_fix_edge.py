@@ -193,14 +193,14 @@ def test_another_port_takes_the_session_up(exchange: Exchange, alice: Client) ->
 
 def test_a_text_port_that_dies_is_followed_by_the_next(exchange: Exchange, folder: Path) -> None:
     """With the state of the first: what was sent to that, and not answered, is done once."""
-    port = exchange.fix_port(f"{exchange.server.path},{folder / 'y.sock'}")
+    port = exchange.fix_port(f"{exchange.server.address.path},{folder / 'y.sock'}")
     second = spawn(folder, folder / "not-yet.sock", ["AAPL"])
     try:
         with Client(port, Peer("alice")) as alice:
             alice.log_on()
             alice.send(alice.peer.order("o1", BUY, 1, "10"))
             first = alice.report("0")
-            with Connection(exchange.server.path) as before, Connection(second.path) as after:
+            with Connection(exchange.server.address.path) as before, Connection(second.address.path) as after:
                 exchange.server.process.send_signal(signal.SIGSTOP)
                 alice.send(alice.peer.order("o2", BUY, 1, "10"), alice.peer.order("o1", BUY, 1, "10", (97, "Y")))
                 exchange.server.process.send_signal(signal.SIGCONT)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from musidecar.protocols.liquibook.driver import Connection, ExchangeError, Server, spawn
+from musidecar.protocols.liquibook.driver import BackendError, Connection, Server, spawn
 from musidecar.protocols.liquibook.exchange import Exchange
 from tests.unit.random_orders import SYMBOLS, Orders
 
@@ -31,7 +31,7 @@ def server(folder: Path) -> Iterator[Server]:
 def raw(server: Server) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as connected:
         connected.settimeout(TIMEOUT_S)
-        connected.connect(str(server.path))
+        connected.connect(str(server.address.path))
         yield connected
 
 
@@ -44,18 +44,18 @@ def rest(connected: socket.socket) -> bytes:
 
 
 def test_only_its_user_may_connect(server: Server) -> None:
-    assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(server.address.path).stat().st_mode) == 0o600
 
 
 def test_split_anywhere_the_answers_are_the_same(server: Server) -> None:
     lines = [b"BUY a o AAPL 5 10", b"SELL b s AAPL 5 10", b"WHAT", b"EVENTS a 0"]
     sent, exchange = b"".join(line + b"\n" for line in lines), Exchange(SYMBOLS)
     empty, wanted = exchange.snapshot(), b"".join(map(exchange.apply, lines))
-    with Connection(server.path) as control:
+    with Connection(server.address.path) as control:
         for cut in range(1, len(sent)):
             control.restore(empty)
             with socket.socket(socket.AF_UNIX) as connected:
-                connected.connect(str(server.path))
+                connected.connect(str(server.address.path))
                 connected.sendall(sent[:cut])
                 control.ask("PING")  # the first part has been looked at
                 connected.sendall(sent[cut:])
@@ -74,7 +74,7 @@ def test_many_requests_at_once_by_a_client_that_reads_late(server: Server, raw: 
             break
         sent = sent[raw.send(sent) :]
     assert sent, "it took all requests although nobody took the replies"
-    with Connection(server.path) as other:
+    with Connection(server.address.path) as other:
         assert other.ask("PING") == ["PONG"]
     got = bytearray()
     while len(got) < len(wanted):
@@ -90,7 +90,7 @@ def test_many_requests_at_once_by_a_client_that_reads_late(server: Server, raw: 
 def test_a_line_without_end_is_rejected_and_closed(server: Server, raw: socket.socket) -> None:
     raw.sendall(b"BUY a o AAPL 5 10\n" + b"x" * 2000 + b"\nBUY a p AAPL 5 10\n")
     assert rest(raw).endswith(b"END\nREJECT malformed line too long\nEND\n")
-    with Connection(server.path) as other:
+    with Connection(server.address.path) as other:
         assert other.ask("EVENTS a 0")[0] == "EVENTS 1 1"
 
 
@@ -98,14 +98,14 @@ def test_half_a_line_before_the_end_is_nothing(server: Server, raw: socket.socke
     raw.sendall(b"PING\nBUY a o AAPL 5 10")
     raw.shutdown(socket.SHUT_WR)
     assert rest(raw) == b"PONG\nEND\n"
-    with Connection(server.path) as other:
+    with Connection(server.address.path) as other:
         assert other.ask("EVENTS a 0") == ["EVENTS 1 0"]
 
 
 def test_a_state_moves_to_another(server: Server, folder: Path) -> None:
     second = spawn(folder, folder / "y.sock", ["OTHER"])
     try:
-        with Connection(server.path) as here, Connection(second.path) as there:
+        with Connection(server.address.path) as here, Connection(second.address.path) as there:
             for line in islice(Orders(6), 2_000):
                 here.ask(line.decode())
             there.restore(here.snapshot())
@@ -118,10 +118,10 @@ def test_a_state_moves_to_another(server: Server, folder: Path) -> None:
 
 
 def test_a_bad_snapshot_leaves_what_there_is(server: Server, raw: socket.socket) -> None:
-    with Connection(server.path) as connection:
+    with Connection(server.address.path) as connection:
         connection.ask("BUY a o AAPL 5 10")
         before = connection.snapshot()
-        with pytest.raises(ExchangeError, match="not a snapshot"):
+        with pytest.raises(BackendError, match="not a snapshot"):
             connection.restore(before[:-5])
         assert connection.snapshot() == before
     raw.sendall(b"RESTORE 12x\nBUY a p AAPL 5 10\n")
@@ -146,23 +146,23 @@ def test_it_dies_with_its_parent(folder: Path) -> None:
 def test_terminated_it_removes_its_socket(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(TIMEOUT_S) == 0
-    assert not server.path.exists()
+    assert not Path(server.address.path).exists()
 
 
 def test_it_says_why_it_does_not_start(server: Server, folder: Path) -> None:
-    with pytest.raises(ExchangeError, match="in use"):
-        spawn(folder, server.path, ["A"])
-    assert server.path.exists()
+    with pytest.raises(BackendError, match="in use"):
+        spawn(folder, Path(server.address.path), ["A"])
+    assert Path(server.address.path).exists()
     for symbols in (["A", "A"], [""], ["A B"], ["A" * 65]):
-        with pytest.raises(ExchangeError, match="symbols"):
+        with pytest.raises(BackendError, match="symbols"):
             spawn(folder, folder / "z.sock", symbols)
 
 
 def test_the_socket_of_one_that_was_killed_is_no_hindrance(server: Server, folder: Path) -> None:
     server.process.kill()
     server.process.wait(TIMEOUT_S)
-    assert server.path.exists()
-    second = spawn(folder, server.path, ["A"])
-    with Connection(second.path) as connection:
+    assert Path(server.address.path).exists()
+    second = spawn(folder, Path(server.address.path), ["A"])
+    with Connection(second.address.path) as connection:
         assert connection.ask("SYMBOLS") == ["SYMBOL A"]
     second.stop()

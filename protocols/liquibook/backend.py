@@ -1,0 +1,153 @@
+"""liquibookd as the control plane sees it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from musidecar._ffi import ffi, lib
+from musidecar.protocols import server
+from musidecar.protocols.backend import (
+    Ask,
+    Backend,
+    BackendError,
+    Check,
+    Copy,
+    HoldsData,
+    Points,
+    Prepared,
+)
+
+from . import KIND, driver
+from .driver import Connection
+
+SYMBOLS = ("AAPL", "MSFT")  # the books, unless told
+PIECE_BYTES = 1 << 16
+COPY_S = 60.0  # for all of the state to be written down, or read
+IMPORT_S = 20.0
+POLL_S = 0.002
+
+
+def _wait_point(points: Points, at_least: int, wait_s: float) -> int:
+    deadline = time.monotonic() + wait_s
+    while (done := points()[0]) < at_least:
+        if time.monotonic() > deadline:
+            raise BackendError(f"its liquibookd has done the log up to record {done}, {at_least} is wanted")
+        time.sleep(POLL_S)
+    return done
+
+
+class Snapshot:
+    """The state of one moment, on its way to another node.
+
+    It stands where the log was at that moment, which is `done` or beyond, and knows which number that is.
+    """
+
+    def __init__(self, address: server.Address, at_least: int, wait_s: float, points: Points) -> None:
+        done = _wait_point(points, at_least, wait_s)
+        with Connection(address.path, COPY_S) as connection:
+            self._state = connection.snapshot()
+        index = json.loads(self._state.split(b"\n", 1)[0])[2]
+        self.head = {"offset": done, "exact": index}
+        self._given = points()[1]
+
+    def foot(self) -> dict[str, Any]:
+        return {"given": self._given}
+
+    def chunks(self) -> Iterator[bytes]:
+        for at in range(0, len(self._state), PIECE_BYTES):
+            yield self._state[at : at + PIECE_BYTES]
+
+    def close(self) -> None:
+        self._state = b""
+
+
+class Liquibookd(Backend):
+    """One liquibookd. What it holds is gone with its process."""
+
+    kind = KIND
+    fills_itself = True
+
+    @classmethod
+    def check_binary(cls, binary: str) -> Check:
+        try:
+            done = subprocess.run([binary, "-c", "import liquibook"], capture_output=True, timeout=IMPORT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Check("liquibookd", "bad", f"{binary}: {error}", "name a Python interpreter")
+        if done.returncode != 0:
+            return Check(
+                "liquibookd", "bad", f"{binary} has no package liquibook", "pip install 'musidecar[liquibook]'"
+            )
+        return Check("liquibookd", "ok", f"{binary} has the package liquibook")
+
+    def check_running(self, answer_s: float, brings_data: bool, runs: bool, replace_line: str) -> Iterator[Check]:
+        try:
+            events = driver.events(self.address, answer_s)
+        except BackendError as error:
+            yield Check("", "bad", str(error), "start it, or correct its address")
+            return
+        if runs or not events:
+            yield Check("", "ok", f"{events} events" + ("; its node runs" if runs else ""))
+        else:
+            remedy = "start it anew" if brings_data else replace_line
+            yield Check("", "bad", f"has {events} events of its own, and a cluster begins with none", remedy)
+
+    def start(self) -> None:
+        wanted = self.wanted
+        if not wanted.address.path:
+            raise BackendError("liquibookd listens on a Unix socket: give its `socket`")
+        if not wanted.spawn:
+            self.look(wanted.timeout_ms / 1000)
+            return
+        symbols = wanted.options.get("symbols", SYMBOLS)
+        self.server = driver.spawn(wanted.home, Path(wanted.address.path), symbols, binary=wanted.binary)
+
+    def look(self, timeout_s: float) -> None:
+        driver.events(self.address, timeout_s)
+
+    def prepare(self, ask: Ask) -> Prepared:
+        events = driver.events(self.address, self.wanted.timeout_ms / 1000)
+        if events and not ask.joining:
+            raise BackendError(
+                f"liquibookd at {self.address} has been used, and a cluster begins with none: start it anew"
+            )
+        if events and not ask.replace_data:
+            raise HoldsData(
+                f"the liquibookd of this node ({self.address}) already has {events} events of its own, which joining"
+                f" the cluster would replace by the cluster's; if that is wanted:"
+                f" {ask.replace_line or '--replace-data'}"
+            )
+        return Prepared(version=driver.version(), keys=events, pid=0, changed={})
+
+    def local_pid(self, told: int) -> int | None:
+        return server.local_pid(self.address, told, ())
+
+    def table(self, prepared: Prepared) -> Any:
+        return ffi.NULL
+
+    def engine_fields(self, prepared: Prepared) -> dict[str, Any]:
+        return {"backend_version": prepared.version.encode(), "protocol": lib.PROTOCOL_LIQUIBOOK, "databases": 1}
+
+    def copy(self, at_least: int, wait_s: float, points: Points) -> Copy:
+        return Snapshot(self.address, at_least, wait_s, points)
+
+    def fill(self, copy: IO[bytes], head: dict[str, Any], cancelled: Callable[[], bool]) -> int:
+        with Connection(self.address.path, COPY_S) as connection:
+            connection.restore(copy.read())
+        return driver.events(self.address, COPY_S)
+
+    def count(self) -> int:
+        """Events."""
+        return driver.events(self.address, self.wanted.timeout_ms / 1000)
+
+
+BACKEND = Liquibookd
+
+
+def make(wanted: Any) -> Liquibookd:
+    """A liquibookd that is not there yet."""
+    return Liquibookd(wanted)
