@@ -27,6 +27,8 @@ from musidecar.protocols.server import Address as Address
 from musidecar.protocols.server import BackendError as BackendError
 from musidecar.protocols.server import Server as Server
 
+POINT_POLL_S = 0.002
+
 
 class HoldsData(BackendError):
     """A joining node's own backend holds data that joining would replace."""
@@ -132,6 +134,18 @@ class Point:
 
 
 Points = Callable[[], Point]
+
+
+def wait_point(points: Points, at_least: int, wait_s: float, title: str) -> Point:
+    """Where the server (a `title`) stands, once it holds the cluster's data up to `at_least`. BackendError after
+    `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while (point := points()).life == 0 or point.done < at_least:
+        if time.monotonic() > deadline:
+            stands = f"has done the log up to record {point.done}" if point.life else "does not hold the data"
+            raise BackendError(f"its {title} {stands}, {at_least} is wanted")
+        time.sleep(POINT_POLL_S)
+    return point
 
 
 class Copy(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,7 @@ from musidecar.protocols.backend import (
     HoldsData,
     Points,
     Prepared,
+    wait_point,
 )
 
 from . import KIND, driver
@@ -29,16 +29,6 @@ SYMBOLS = ("AAPL", "MSFT")  # the books, unless told
 PIECE_BYTES = 1 << 16
 COPY_S = 60.0  # for all of the state to be written down, or read
 IMPORT_S = 20.0
-POLL_S = 0.002
-
-
-def _wait_point(points: Points, at_least: int, wait_s: float) -> int:
-    deadline = time.monotonic() + wait_s
-    while (done := points()[0]) < at_least:
-        if time.monotonic() > deadline:
-            raise BackendError(f"its liquibookd has done the log up to record {done}, {at_least} is wanted")
-        time.sleep(POLL_S)
-    return done
 
 
 class Snapshot:
@@ -48,12 +38,15 @@ class Snapshot:
     """
 
     def __init__(self, address: server.Address, at_least: int, wait_s: float, points: Points) -> None:
-        done = _wait_point(points, at_least, wait_s)
+        began = wait_point(points, at_least, wait_s, "liquibookd")
         with Connection(address.path, COPY_S) as connection:
             self._state = connection.snapshot()
         index = json.loads(self._state.split(b"\n", 1)[0])[2]
-        self.head = {"offset": done, "exact": index}
-        self._given = points()[1]
+        self.head = {"offset": began.done, "exact": index}
+        ended = points()
+        if ended.life != began.life:
+            raise BackendError("its liquibookd did not hold the data all the time")
+        self._given = ended.given
 
     def foot(self) -> dict[str, Any]:
         return {"given": self._given}

@@ -17,13 +17,12 @@ from __future__ import annotations
 import base64
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
-from musidecar.protocols.backend import Point, Points
+from musidecar.protocols.backend import Point, Points, wait_point
 from musidecar.protocols.server import Address, BackendError
 
 from .connection import Connection
@@ -36,18 +35,6 @@ BATCH_ITEMS, BATCH_BYTES = 500, 1 << 20
 PIECE_BYTES = 1 << 16
 LAST_S = 2**31 - 2  # later than any item ends
 SILENCE_S = 30.0
-POLL_S = 0.002
-
-
-def wait_point(points: Points, at_least: int, wait_s: float) -> Point:
-    """Where the server stands, once it holds the cluster's data up to `at_least`. BackendError after `wait_s`."""
-    deadline = time.monotonic() + wait_s
-    while (point := points()).life == 0 or point.done < at_least:
-        if time.monotonic() > deadline:
-            stands = f"has done the log up to record {point.done}" if point.life else "does not hold the data"
-            raise BackendError(f"its memcached {stands}, {at_least} is wanted")
-        time.sleep(POLL_S)
-    return point
 
 
 class Dump:
@@ -55,7 +42,7 @@ class Dump:
 
     def __init__(self, address: Address, at_least: int, wait_s: float, points: Points, home: Path) -> None:
         self._address, self._points, self._home = address, points, home
-        self._began = wait_point(points, at_least, wait_s)
+        self._began = wait_point(points, at_least, wait_s, "memcached")
         self._ended: Point | None = None
         self._lister = Connection(address, SILENCE_S)
         try:
