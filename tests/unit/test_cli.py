@@ -47,7 +47,7 @@ def test_completion_knows_the_verbs(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["local", "--backend", "herd"], "herd: not there yet: this version works with redis and liquibook and memcached"),
+        (["local", "--backend", "herd"], "herd: not there yet: this version works with redis and liquibook"),
         (["local", "--backend", "postgres"], "--backend postgres: unknown: this version works with redis"),
         (["local", "--backend", "herd"], "herd: not there yet"),
         (["demo", "--backend", "herd"], "herd: not there yet"),
