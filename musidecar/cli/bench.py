@@ -48,11 +48,17 @@ def replicate(
 @verb.command("failover")
 @click.option("--runs", type=click.IntRange(1), default=50, show_default=True, help="Each with a fresh cluster.")
 @click.option("--hang", is_flag=True, help="Stop the leader (SIGSTOP) instead of killing it, and continue it later.")
+@click.option("--backend", type=click.Choice(["redis", "memcached"]), default="redis", show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the moments of death.")
 @_out
-def failover(runs: int, hang: bool, seed: int, out: Path) -> None:
-    """How long until another node answers, what is lost."""
-    from musidecar.bench import failover
+def failover(runs: int, hang: bool, backend: str, seed: int, out: Path) -> None:
+    """How long until another node answers, what is lost. (memcached: in one cluster, kills only.)"""
+    from musidecar.bench import cache_failover, failover
+
+    if backend == "memcached":
+        if hang:
+            raise click.UsageError("--hang is not measured with memcached")
+        sys.exit(cache_failover.run(runs=runs, out=out, seed=seed))
 
     sys.exit(failover.run(runs=runs, hang=hang, out=out, seed=seed))
 
