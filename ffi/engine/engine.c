@@ -418,7 +418,7 @@ static void queues_free(struct engine *e) {
                               &e->ready,         &e->flush,          &e->dead,            &e->events,       &e->controls, &e->waiters};
     for (size_t i = 0; i < sizeof queues / sizeof queues[0]; i++) queue_free(queues[i]);
     struct buffer *buffers[] = {&e->normal, &e->answer, &e->shared.socket.out, &e->shared.role, &e->shared.local, &e->shared.refusal, &e->shared.edited,
-                                &e->shared.info,
+                                &e->shared.info, &e->shared.populate,
                                 &e->stream.socket.out, &e->stream.effects, &e->feed.socket.out, &e->feed.in,
                                 &e->feed.backlog, &e->admin.socket.out, &e->admin.bytes, &e->admin.settings, &e->admin.checks, &e->admin.logging, &e->big.bytes};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) buffer_free(buffers[i]);

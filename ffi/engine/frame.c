@@ -13,7 +13,7 @@
 static bool request_right(const struct frame *f, const struct frame_limits *limits) {
     if (f->length == 0 || f->length > limits->request_bytes_max || f->database >= limits->databases) return false;
     if ((f->flags & FRAME_STANDS_IN) && f->replies != 1) return false;
-    if (f->loads > LOADS_AOF || f->view >= VIEWS || f->replies == 0 || f->swallow >= f->replies || f->slot >= ORIGIN_SLOTS_MAX) return false;
+    if (f->loads > LOADS_LAST || f->view >= VIEWS || f->replies == 0 || f->swallow >= f->replies || f->slot >= ORIGIN_SLOTS_MAX) return false;
     return f->script_offset <= f->length && f->script_length <= f->length - f->script_offset;
 }
 

@@ -386,7 +386,8 @@ void shared_close(struct engine *e) {
     buffer_clear(&s->socket.out);
     buffer_clear(&s->role);
     buffer_clear(&s->info);
-    s->changed = false;
+    s->changed = s->writes_out = false;
+    buffer_clear(&s->populate);
     buffer_clear(&s->local);
     queue_clear(&s->staged);
     queue_clear(&s->expects);

@@ -9,7 +9,7 @@
 enum expect_kind { EXPECT_CLIENT, EXPECT_LOCAL, EXPECT_SWALLOW, EXPECT_ROLE, EXPECT_RERUN /* kept for its origin, who will ask */,
                    EXPECT_DROP /* answered with -BUSY meanwhile */,
                    EXPECT_GATE, EXPECT_QUESTION /* machine.c */,
-                   EXPECT_AOF, EXPECT_LOAD, EXPECT_LOADED /* load.c */,
+                   EXPECT_AOF, EXPECT_LOAD, EXPECT_LOADED, EXPECT_FUNCTIONS, EXPECT_WRITTEN, EXPECT_POPULATE /* load.c */,
                    EXPECT_SLOW_LIMITS, EXPECT_SLOW_ENTRIES /* slowlog.c */ };
 
 struct expect { /* one request in flight on the shared connection */
@@ -74,6 +74,8 @@ struct shared {
     struct buffer info;                /* what it is asked for load.c and slowlog.c: the reply coming in */
     uint64_t heard_ns;                 /* when it was read last */
     bool changed;                      /* a load left other data than the log's */
+    bool writes_out;                   /* what it loaded is on its way into the stream: nothing counts, or comes, before it is there */
+    struct buffer populate;            /* requests, while the backend is asked whether it would */
     struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
     struct buffer refusal;             /* an error in the place of a +QUEUED that was given before ... */
     struct buffer edited;              /* ... and what its EXEC is answered, until it is whole */

@@ -235,6 +235,7 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     const struct session_decision *d = r->decision;
     if (e->big.active) return e->stalled = true, false;
     if (e->machine.protocol != NULL) return machine_submit(e, r, holder);
+    if (e->shared.writes_out) return e->stalled = true, false;
     if (d->loads != LOADS_NOTHING) return load_submit(e, r), true;
     struct expect expect = expect_of(e, r);
     slow_head(d->bytes, d->length, expect.head, &expect.behind);
@@ -274,6 +275,7 @@ void turn_end(struct engine *e) {
     if (e->slowlog.due) slowlog_fetch(e);
     if (e->big.active) turn_big(e);
     if (!s->unproven || e->big.active) return;
+    if (s->writes_out) return turn_mark(e, e->command_index > e->admin_index ? e->command_index : e->admin_index);
     static const char role[] = ASK_ROLE;
     shared_append(e, role, sizeof role - 1);
     e->our_calls[OUR_CALLS_ROLE]++;

@@ -26,6 +26,7 @@
 #define OUR_CONFIG "CoNFIG"
 #define OUR_REPLCONF "RePLCONF"
 #define OUR_PSYNC "PSyNC"
+#define ASK_FUNCTIONS "*2\r\n$8\r\nFuNCTION\r\n$4\r\nDUMP\r\n"
 #define OUR_EVAL "EVaL"
 
 /* Commands whose calls are counted, for clients are told of their own alone (view_stats.c). */
@@ -33,7 +34,7 @@ enum our_calls { OUR_CALLS_ROLE, OUR_CALLS_PING, OUR_CALLS_SELECT, OUR_CALLS_HEL
                  OUR_CALLS_CLIENT_SETNAME, OUR_CALLS_SLOWLOG_GET, OUR_CALLS_CONFIG_GET, OUR_CALLS };
 
 static inline bool ask_is_ours(const char *word, size_t length) {
-    static const char *const words[] = {"RoLE", "PiNG", "iNFO", "HeLLO", "SeLECT", "SeTRaNGe", "AcL", OUR_AUTH, OUR_CLIENT, OUR_CONFIG, OUR_REPLCONF,
+    static const char *const words[] = {"RoLE", "PiNG", "iNFO", "HeLLO", "SeLECT", "SeTRaNGe", "AcL", "FuNCTION", OUR_AUTH, OUR_CLIENT, OUR_CONFIG, OUR_REPLCONF,
                                         OUR_PSYNC, OUR_EVAL, "SLoWLOG"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (length == strlen(words[i]) && memcmp(word, words[i], length) == 0) return true;

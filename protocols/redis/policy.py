@@ -46,7 +46,7 @@ A parameter that is not listed is refused as one that cannot be set; `port`, whe
 can listen on.
 """
 CONFIG_BOUNDED = "Within bounds: `repl-diskless-sync-delay` 0, `repl-ping-replica-period` 1 to 3600."
-LOADS = "; `reload` without options, or with both `noflush` and `merge`; `loadaof` while the AOF holds everything."
+LOADS = "; `reload`, but for `noflush` without `merge`; `loadaof` where an AOF is or was written; `populate`."
 
 NOTES = {
     Action.SYNC: "the client is a replica from then on: the leader's data, then its stream, as it is committed",

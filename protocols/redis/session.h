@@ -102,7 +102,8 @@ enum session_sets {
 #define SETS_FIRST 1u /* ... and the first of these requests in it */
 
 /* What a request puts in the place of the backend's data. */
-enum session_loads { LOADS_NOTHING = 0, LOADS_RDB = 1 /* what it saves first */, LOADS_AOF = 2 };
+enum session_loads { LOADS_NOTHING = 0, LOADS_RDB = 1 /* what it saves first */, LOADS_AOF = 2,
+                     LOADS_FILE = 3 /* whatever is on the leader's disk */, LOADS_POPULATE = 4 /* DEBUG POPULATE */, LOADS_LAST = LOADS_POPULATE };
 
 /* An answer that its client is not given as it is (view.c). */
 enum session_view {

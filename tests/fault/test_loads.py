@@ -92,10 +92,10 @@ def test_on_a_connection_of_its_own(shared_bed: Testbed, node: NodeStatus) -> No
 
 
 @pytest.mark.parametrize(
-    "words", ["LOADAOF", "RELOAD NOSAVE", "RELOAD NOSAVE NOFLUSH MERGE", "RELOAD MERGE", "RELOAD NOFLUSH"]
+    "words", ["RELOAD NOSAVE NOFLUSH", "RELOAD MERGE", "RELOAD NOFLUSH"]
 )
 def test_other_data_is_not_loaded(shared_bed: Testbed, node: NodeStatus, words: str) -> None:
-    """No AOF is written; an RDB of earlier; one that would be there twice."""
+    """What would be there twice, or is no sense."""
     client = shared_bed.client(node)
     client.set("k", "v")
     with pytest.raises(redis.ResponseError, match=r"refused|Error trying to load the RDB"):
@@ -107,6 +107,84 @@ def test_other_data_is_not_loaded(shared_bed: Testbed, node: NodeStatus, words: 
     assert client.get("k") == b"v"
     client.delete("k")
     assert_same_data(shared_bed)
+
+
+def rdb_of(client: redis.Redis) -> dict[str, object]:
+    return {key: client.dump(key) for key in client.scan_iter()} | {"functions": client.function_dump()}
+
+
+def test_a_file_from_earlier_is_loaded_everywhere(shared_bed: Testbed, node: NodeStatus) -> None:
+    """Whatever it holds: every node has that then, and nobody else leads."""
+    before = shared_bed.status()
+    client = shared_bed.client(node)
+    some_data(client)
+    other = shared_bed.client(node, db=3)
+    other.set("elsewhere", "v", ex=500)
+    assert client.save()
+    then = rdb_of(client)
+    client.flushall()
+    client.function_flush()
+    client.set("later", "w")
+    client.function_load("#!lua name=two\nredis.register_function('g', function() return 8 end)")
+    assert client.execute_command("DEBUG", "RELOAD", "NOSAVE", "NOFLUSH", "MERGE") in (b"OK", True)
+    assert client.get("later") == b"w" and client.fcall("f", 0) == 7 and client.fcall("g", 0) == 8
+    assert_same_data(shared_bed)
+    pipe = client.pipeline(transaction=False)
+    pipe.execute_command("DEBUG", "RELOAD", "NOSAVE")
+    pipe.get("later")
+    pipe.incr("counter")
+    assert pipe.execute()[1:] == [None, 1]
+    client.delete("counter")
+    assert rdb_of(client) == then and other.get("elsewhere") == b"v" and 0 < other.ttl("elsewhere") <= 500
+    assert_same_data(shared_bed)
+    assert client.bgrewriteaof()
+    wait_until("it is written", lambda: persistence(shared_bed)["aof_rewrite_in_progress"] == "0", WAIT_S)
+    client.set("later", "w")
+    assert client.execute_command("DEBUG", "LOADAOF") in (b"OK", True)
+    assert rdb_of(client) == then
+    assert_same_data(shared_bed)
+    assert shared_bed.status().term == before.term
+    client.flushall()
+    client.function_flush()
+
+
+def test_keys_are_populated_as_the_server_would(shared_bed: Testbed, node: NodeStatus) -> None:
+    client = shared_bed.client(node)
+    client.set("key:1", "mine")
+    assert client.execute_command("DEBUG", "POPULATE", "3") in (b"OK", True)
+    assert client.mget("key:0", "key:1", "key:2", "key:3") == [b"value:0", b"mine", b"value:2", None]
+    client.execute_command("DEBUG", "POPULATE", "11", "p", "8")
+    client.execute_command("DEBUG", "POPULATE", "2", "short", "3")
+    assert client.mget("p:0", "p:10", "short:1") == [b"value:0\0", b"value:10", b"val"]
+    client.execute_command("DEBUG", "POPULATE", "0")
+    for words in ("POPULATE", "POPULATE x", "POPULATE -1", "POPULATE 1 p -1", "POPULATE 1 p 1 2"):
+        with pytest.raises(redis.ResponseError):
+            client.execute_command("DEBUG", *words.split())
+    before = client.dbsize()
+    client.execute_command("DEBUG", "POPULATE", "25000", "many", "20")  # in three parts
+    assert client.dbsize() == before + 25000 and client.get("many:24999") == b"value:24999".ljust(20, b"\0")
+    client.delete("key:1")
+    status = shared_bed.wait_status(  # one that is too slow for so much is filled anew
+        "all follow", lambda now: all(now.leader == n.id or follows(now, n.id) for n in now.nodes), WAIT_S
+    )
+    assert_same_data(shared_bed, status)
+    client.flushall()
+
+
+def test_a_file_that_is_not_there_changes_nothing(bed: Testbed) -> None:
+    """The server is empty then, and another node leads with what there was."""
+    old = bed.status()
+    client = bed.client(a_follower_of(old))
+    client.set("kept", "v")
+    with pytest.raises(redis.ResponseError, match="LOADAOF is refused"):
+        client.execute_command("DEBUG", "LOADAOF")  # it would end the server
+    assert client.get("kept") == b"v"
+    with contextlib.suppress(redis.ConnectionError, redis.ResponseError):
+        client.execute_command("DEBUG", "RELOAD", "NOSAVE")
+    status = another_serves(bed, old)
+    assert bed.client(leader_of(status)).get("kept") == b"v"
+    again = bed.wait_status("the old leader follows", lambda now: follows(now, old.leader or ""), WAIT_S)
+    assert_same_data(bed, again)
 
 
 def test_a_load_that_left_keys_out_makes_another_node_lead(bed: Testbed) -> None:
