@@ -400,6 +400,7 @@ void own_ended(struct engine *e, struct client *c);
 void own_pushed(struct engine *e, struct client *c, const void *bytes, size_t length);
 /* A request that would have gone onto the shared connection goes onto one of its client's own. False: no room now. */
 bool own_borrow(struct engine *e, const struct request *r);
+bool own_origin_log(struct engine *e, const struct request *r); /* false: no room now */
 bool own_lent(const struct engine *e, const struct destination *to); /* ... and not all of that has been passed on yet */
 void own_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
 bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);

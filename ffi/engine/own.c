@@ -538,21 +538,8 @@ bool own_submit(struct engine *e, const struct destination *to, const struct ses
 
 /* ---- lent to a paused client ------------------------------------------------------------------------------------------ */
 
-/* It runs at most once, as everything here: should it be put to another leader, it is not new. */
-static bool origin_log(struct engine *e, const struct request *r) {
-    struct origin_record record = {.kind = ADMIN_RECORD_ORIGIN,
-                                   .origin = {.node = r->from.node, .slot = r->from.slot, .life = r->life, .sequence = r->from.sequence,
-                                              .generation = r->from.generation, .unanswered = r->unanswered}};
-    if (e->big.active) return e->stalled = true, false;
-    turn_seal(e);
-    int64_t index = replica_propose(e->replica, RECORD_ADMIN, 0, (struct record_origin){0, 0, 0}, &record, sizeof record);
-    if (index <= 0) return e->stalled = true, false;
-    e->admin_index = (uint64_t)index;
-    return true;
-}
-
 bool own_borrow(struct engine *e, const struct request *r) {
-    if (r->decision->writes && r->life != 0 && !origin_log(e, r)) return false;
+    if (r->decision->writes && r->life != 0 && !own_origin_log(e, r)) return false;
     char head[96], number[16];
     int digits = snprintf(number, sizeof number, "%u", r->database);
     int n = snprintf(head, sizeof head, "%s" ASK_SELECT "$%d\r\n%s\r\n", r->protocol == 3 ? ASK_HELLO_3 : ASK_HELLO_2, digits, number);

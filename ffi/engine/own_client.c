@@ -114,3 +114,18 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
     e->counters.requests++;
     return true;
 }
+
+/* ---- at the leader, for the log ----------------------------------------------------------------------------------------- */
+
+/* It runs at most once, as everything here: should it be put to another leader, it is not new. */
+bool own_origin_log(struct engine *e, const struct request *r) {
+    struct origin_record record = {.kind = ADMIN_RECORD_ORIGIN,
+                                   .origin = {.node = r->from.node, .slot = r->from.slot, .life = r->life, .sequence = r->from.sequence,
+                                              .generation = r->from.generation, .unanswered = r->unanswered}};
+    if (e->big.active) return e->stalled = true, false;
+    turn_seal(e);
+    int64_t index = replica_propose(e->replica, RECORD_ADMIN, 0, (struct record_origin){0, 0, 0}, &record, sizeof record);
+    if (index <= 0) return e->stalled = true, false;
+    e->admin_index = (uint64_t)index;
+    return true;
+}
