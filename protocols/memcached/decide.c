@@ -38,7 +38,7 @@ bool decide_nothing(struct deciding *d, uint32_t hide) {
 }
 
 static void say_key(struct deciding *d) {
-    if (!d->parts->binary) return buffer_append(d->reply, d->key.bytes, d->key.length);
+    if (!d->base64) return buffer_append(d->reply, d->key.bytes, d->key.length);
     put_base64(d->reply, d->key.bytes, d->key.length);
     buffer_text(d->reply, " b");
 }
@@ -49,10 +49,10 @@ static void say_remaining(struct deciding *d, int64_t expires_s) {
     else put_u64(d->reply, left > 0 && expires_s != GONE ? (uint64_t)left : 0);
 }
 
-/* Those of `letters`, in the order of the request. N and T, where they are among them, set what a t behind them says; s f l h are those of
- * an item just made, and empty. */
-void say_meta_flags(struct deciding *d, const char *letters, bool stored, int64_t expires_s) {
+/* Those of `letters`, in the order of the request. N and T, where they are among them, set what a t behind them says. */
+void say_meta_flags(struct deciding *d, const char *letters, enum said_cas cas, int64_t expires_s) {
     const struct parts *p = d->parts;
+    const struct memcached_item *item = d->item;
     for (uint8_t i = 0; i < p->flag_count; i++) {
         const struct flag *f = &p->flags[i];
         if (strchr(letters, f->letter) == NULL) continue;
@@ -62,9 +62,13 @@ void say_meta_flags(struct deciding *d, const char *letters, bool stored, int64_
         buffer_append(d->reply, " ", 1);
         buffer_append(d->reply, d->bytes + f->offset, f->length);
         if (f->letter == 'k') say_key(d);
-        else if (f->letter == 'c') buffer_append(d->reply, stored ? "" : "0", 1); /* a NUL: STYLE_REPLY */
+        else if (f->letter == 'c' && cas == SAID_STORED) buffer_append(d->reply, "", 1);
+        else if (f->letter == 'c') put_token(d->reply, d->term, cas == SAID_OWN && item->cas_known ? item->cas : 0);
         else if (f->letter == 't') say_remaining(d, expires_s);
-        else if (strchr("sflh", f->letter) != NULL) buffer_append(d->reply, "0", 1);
+        else if (f->letter == 's') put_u64(d->reply, buffer_length(&item->value));
+        else if (f->letter == 'f') put_u64(d->reply, item->client_flags);
+        else if (f->letter == 'l') put_u64(d->reply, item->idle_s);
+        else if (f->letter == 'h') put_u64(d->reply, item->hit);
     }
 }
 
@@ -73,7 +77,7 @@ static void say_outcome(struct deciding *d, enum outcome outcome) {
     if (!d->parts->meta) return say_text(d, TEXT[outcome]);
     buffer_text(d->reply, META[outcome]);
     bool counts = d->parts->verb == VERB_INCR || d->parts->verb == VERB_DECR;
-    say_meta_flags(d, counts ? "Ok" : "Okc", outcome == OUTCOME_DONE, 0);
+    say_meta_flags(d, counts ? "Ok" : "Okc", outcome == OUTCOME_DONE ? SAID_STORED : SAID_NONE, 0);
     put_line_end(d->reply);
 }
 
@@ -251,7 +255,7 @@ static bool say_number(struct deciding *d, const struct decimal *n, bool created
     }
     buffer_text(d->reply, d->parts->wants_value ? "VA " : "HD");
     if (d->parts->wants_value) put_u64(d->reply, n->length);
-    say_meta_flags(d, created ? "OkctTN" : "OkctT", true, expires_s);
+    say_meta_flags(d, created ? "OkctTN" : "OkctT", SAID_STORED, expires_s);
     put_line_end(d->reply);
     if (d->parts->wants_value) say_text(d, n->text);
     return decide_write(d, hide(d, !created)); /* q hides no item made by N */
@@ -318,7 +322,7 @@ static bool count(struct deciding *d) {
 bool memcached_decide(const struct protocol_request *r, const uint8_t *bytes, void *item, uint64_t term, uint64_t now_s,
                       struct buffer *command, struct buffer *reply, uint32_t *style) {
     struct deciding d = {.request = r, .parts = parts(r), .bytes = bytes, .item = item, .term = term, .now_s = now_s, .command = command,
-                         .reply = reply, .style = style};
+                         .reply = reply, .style = style, .base64 = parts(r)->binary};
     key_of(d.parts, bytes, &d.key);
     *style = r->style;
     if (d.item->failed) return refuse(&d, "SERVER_ERROR out of memory");

@@ -15,6 +15,7 @@ struct deciding {
     uint64_t term, now_s;
     struct buffer *command, *reply;
     uint32_t *style;
+    bool base64; /* k is said so */
 };
 
 /* The value of an item is in one or two pieces. */
@@ -29,7 +30,9 @@ enum outcome { OUTCOME_DONE, OUTCOME_NOT_STORED, OUTCOME_EXISTS, OUTCOME_NOT_FOU
 bool decide_nothing(struct deciding *d, uint32_t hide);  /* `reply` is said, with STYLE_REPLY; logged is at most that a token is free again */
 bool decide_write(struct deciding *d, uint32_t hide);    /* the same, once `command` is done */
 void say_text(struct deciding *d, const char *line);     /* appended to the reply */
-void say_meta_flags(struct deciding *d, const char *letters, bool stored, int64_t expires_s);
+/* What a c says: 0, what the item has, or a NUL for what storing it brings (STYLE_REPLY). */
+enum said_cas { SAID_NONE, SAID_OWN, SAID_STORED };
+void say_meta_flags(struct deciding *d, const char *letters, enum said_cas cas, int64_t expires_s);
 bool outcome_nothing(struct deciding *d, enum outcome outcome);
 /* Logs the item as it will be. `expires_s` as in struct memcached_item. */
 void put_store(struct deciding *d, struct pieces value, uint32_t client_flags, int64_t expires_s, bool as_binary, bool wants_cas);

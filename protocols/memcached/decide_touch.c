@@ -79,7 +79,7 @@ static bool mg_create_binary(struct deciding *d) {
     put_store(d, one_piece(NULL, 0), 0, expires_s, true, p->wants_cas);
     item_stored(d, one_piece(NULL, 0), 0, expires_s, true);
     buffer_text(d->reply, p->wants_value ? "VA 0" : "HD");
-    say_meta_flags(d, "OkctTNsflh", true, 0);
+    say_meta_flags(d, "OkctTNsflh", SAID_STORED, 0);
     buffer_text(d->reply, p->wants_value ? " W\r\n\r\n" : " W\r\n");
     return decide_write(d, 0);
 }
@@ -95,9 +95,29 @@ static bool mg_absent(struct deciding *d) {
         return true;
     }
     buffer_text(d->reply, "EN");
-    say_meta_flags(d, "Ok", false, 0);
+    say_meta_flags(d, "Ok", SAID_NONE, 0);
     put_line_end(d->reply);
     return decide_nothing(d, p->quiet ? STYLE_HIDE_REPLY : 0);
+}
+
+/* N finds an item: nothing is to be logged. The question counted as the use that this is, and the token that it took is this client's. */
+static bool mg_hit(struct deciding *d) {
+    struct memcached_item *item = d->item;
+    bool value = d->parts->wants_value, stolen = item->stolen;
+    buffer_text(d->reply, value ? "VA " : "HD");
+    if (value) put_u64(d->reply, buffer_length(&item->value));
+    d->base64 = item->binary || !key_is_text(&d->key);
+    say_meta_flags(d, "Okctsflh", SAID_OWN, item->expires_s);
+    if (item->sent && !stolen) buffer_text(d->reply, " Z");
+    if (item->stale) buffer_text(d->reply, " X");
+    if (stolen) buffer_text(d->reply, " W");
+    put_line_end(d->reply);
+    if (value) {
+        buffer_append(d->reply, buffer_bytes(&item->value), buffer_length(&item->value));
+        put_line_end(d->reply);
+    }
+    item->stolen = false;
+    return decide_nothing(d, 0);
 }
 
 bool decide_mg(struct deciding *d) {
@@ -105,6 +125,7 @@ bool decide_mg(struct deciding *d) {
     struct memcached_item *item = d->item;
     int64_t expires_s = absolute_s(p->exptime, d->now_s);
     if (!item->present) return mg_absent(d);
+    if (!p->has_exptime && !p->has_recache) return mg_hit(d);
     if (p->has_exptime && must_store(d, expires_s) && !item->binary && key_is_text(&d->key)) {
         put_store_unanswered(d, own_value(d), item->client_flags, expires_s);
         item->cas_known = false;
@@ -121,7 +142,7 @@ bool decide_mg(struct deciding *d) {
 
 static bool md_nothing(struct deciding *d, const char *outcome) {
     buffer_text(d->reply, outcome);
-    say_meta_flags(d, "Ok", false, 0);
+    say_meta_flags(d, "Ok", SAID_NONE, 0);
     put_line_end(d->reply);
     return decide_nothing(d, 0);
 }

@@ -49,6 +49,8 @@ struct memcached_item {
     bool sent;          /* the token to store it anew is out: Z */
     bool stolen;        /* ... and it was given to the question */
     bool cas_known;     /* else no number matches it */
+    bool hit;           /* h, and */
+    uint32_t idle_s;    /* l: of an mg that asks for them */
     uint32_t client_flags;
     int64_t expires_s;  /* 0: never; -1: at once; else absolute */
     int64_t lag_s;      /* the backend's clock is behind by so much, where the question asked for it */

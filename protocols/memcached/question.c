@@ -20,6 +20,14 @@ static bool keeps_expiry(const struct parts *p) {
     }
 }
 
+/* What an mg asks for of the item's use, and whether it counts as one. */
+static void put_use(struct buffer *out, const struct parts *p) {
+    for (uint8_t i = 0; i < p->flag_count; i++) {
+        const char flag[] = {' ', (char)p->flags[i].letter};
+        if (memchr("hlu", flag[1], 3) != NULL) buffer_append(out, flag, sizeof flag);
+    }
+}
+
 uint32_t memcached_question(const struct protocol_request *r, const uint8_t *bytes, struct buffer *out) {
     const struct parts *p = parts(r);
     bool clock = keeps_expiry(p);
@@ -30,7 +38,10 @@ uint32_t memcached_question(const struct protocol_request *r, const uint8_t *byt
     }
     buffer_text(out, "mg ");
     buffer_append(out, bytes + p->key_offset, p->key_length);
-    buffer_text(out, p->binary ? " b u v f t c k\r\n" : " u v f t c k\r\n"); /* u: as the commands, it counts as no use of the item */
+    if (p->binary) buffer_text(out, " b");
+    if (p->verb == VERB_MG) put_use(out, p);
+    else buffer_text(out, " u"); /* as the commands, it counts as no use of the item */
+    buffer_text(out, " v f t c k\r\n");
     return clock ? 2 : 1;
 }
 
@@ -63,7 +74,7 @@ static bool read_clock(struct scan line, int64_t *clock_s) {
     return true;
 }
 
-/* One flag of "VA <bytes> f.. t.. c.. k.. b Z X W". */
+/* One flag of "VA <bytes> h.. l.. f.. t.. c.. k.. b Z X W". */
 static bool read_flag(struct memcached_item *item, const uint8_t *text, size_t length, int64_t clock_s) {
     uint64_t number;
     switch (text[0]) {
@@ -74,6 +85,8 @@ static bool read_flag(struct memcached_item *item, const uint8_t *text, size_t l
             if (!read_u64(text + 1, length - 1, &number)) return false;
             item->expires_s = clock_s + (int64_t)(number < ABSOLUTE_S_MAX ? number : ABSOLUTE_S_MAX);
             return true;
+        case 'h': return item->hit = is_text(text, length, "h1"), true;
+        case 'l': return read_u32(text + 1, length - 1, &item->idle_s);
         case 'b': item->binary |= length == 1; return true;
         case 'Z': item->sent |= length == 1; return true;
         case 'X': item->stale |= length == 1; return true;

@@ -32,7 +32,7 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-g"
 FLAGS += ["-fno-sanitize-recover=all"]
 LINK = ["-lpthread", "-lm", "-Wl,--allow-multiple-definition"]  # a harness's own definition comes first
 INCLUDES = ["-I.", "-Iffi", "-Itests/fuzz"]
-CORE = ("ffi/core", "ffi/fabric", "ffi/engine", "protocols/redis", "protocols/memcached", "protocols/liquibook")
+CORE = ("ffi/core", "ffi/fabric", "ffi/engine", "protocols/*")
 FUZZER_SANITIZERS = "address,undefined"
 COMPARISONS = [f"__sanitizer_cov_trace_{kind}cmp{size}" for kind in ("", "const_") for size in (1, 2, 4, 8)]
 UNTRACED = [f"-Wl,--wrap={name}" for name in COMPARISONS]
@@ -71,6 +71,8 @@ PARSERS = {
         Parser("psync", 320, "redis.dict"),
         Parser("role", 128, "redis.dict"),
         Parser("feed", 192, "redis.dict"),
+        Parser("memcached", 256, "memcached.dict", is_long=True),
+        Parser("memcached_replies", 128, "memcached.dict"),
         Parser("frames", 448),
         Parser("records", 160, is_long=True),
         Parser("payloads", 160, is_long=True),
@@ -119,7 +121,7 @@ def headers_time() -> float:
 def build_core(compiler: str, sanitize: Sequence[str], folder: Path) -> Path:
     """The product's C code as an archive: of what a harness stands in for, nothing is taken from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted(path for room in CORE for path in (ROOT / room).glob("*.c"))
+    sources = sorted(path for room in CORE for path in ROOT.glob(f"{room}/*.c"))
     newest = headers_time()
     jobs = []
     for source in sources:
