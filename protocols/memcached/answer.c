@@ -9,6 +9,7 @@ bool memcached_failed(const uint8_t *ack, size_t ack_length) { return starts_wit
 
 /* Without its end; *rest is what follows it. */
 static struct span first_line(struct span text, struct span *rest) {
+    if (text.length == 0) return *rest = text, text;
     const uint8_t *end = memchr(text.bytes, '\n', text.length);
     size_t line = end == NULL ? text.length : (size_t)(end - text.bytes);
     size_t taken = end == NULL ? line : line + 1;
@@ -111,9 +112,9 @@ static bool put_reply(struct span reply, struct span ack, uint64_t term, bool hi
 }
 
 static bool is_meta(struct span ack) {
-    static const char *const WORDS[] = {"HD", "VA ", "EN", "NF", "NS", "EX"};
+    static const char *const WORDS[] = {"HD", "VA", "EN", "NF", "NS", "EX"};
     for (size_t i = 0; i < sizeof WORDS / sizeof *WORDS; i++)
-        if (starts_with(ack.bytes, ack.length, WORDS[i])) return true;
+        if (begins_word(ack.bytes, ack.length, WORDS[i])) return true;
     return false;
 }
 
@@ -123,14 +124,14 @@ bool memcached_answer(uint32_t style, const uint8_t *reply, size_t reply_length,
     enum style kind = style & STYLE_KIND;
     bool failed = memcached_failed(ack, ack_length);
     if (style & STYLE_HIDE_ALL) return true;
-    if (style & STYLE_HIDE_DONE && starts_with(ack, ack_length, "HD")) return true;
-    if (style & STYLE_HIDE_MISS && starts_with(ack, ack_length, "EN")) return true;
+    if (style & STYLE_HIDE_DONE && begins_word(ack, ack_length, "HD")) return true;
+    if (style & STYLE_HIDE_MISS && begins_word(ack, ack_length, "EN")) return true;
     switch (kind) {
         case STYLE_VALUES_CAS:
             if (!failed && !starts_with(ack, ack_length, "VALUE ") && !starts_with(ack, ack_length, "END")) return false;
             return put_values(text, term, out);
         case STYLE_ME:
-            if (!failed && !starts_with(ack, ack_length, "ME ") && !starts_with(ack, ack_length, "EN")) return false;
+            if (!failed && !begins_word(ack, ack_length, "ME") && !begins_word(ack, ack_length, "EN")) return false;
             return put_me(text, term, out), true;
         case STYLE_REPLY: return put_reply((struct span){reply, reply_length}, text, term, style & STYLE_HIDE_REPLY, out);
         case STYLE_TOO_LARGE: return buffer_text(out, TOO_LARGE), true;

@@ -140,7 +140,7 @@ void put_store_unanswered(struct deciding *d, struct pieces value, uint32_t clie
  * that is lower than any of an item. */
 void put_store_stale(struct deciding *d, struct pieces value, uint32_t client_flags, int64_t expires_s, bool as_binary) {
     struct buffer *out = d->command;
-    if (!as_binary && key_is_text(&d->key)) {
+    if (key_is_text(&d->key) && !(as_binary && d->key.length <= BINARY_KEY_BYTES_MAX)) {
         put_store_unanswered(d, value, client_flags, expires_s);
         return put_mark(d);
     }

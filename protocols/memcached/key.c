@@ -57,12 +57,12 @@ void key_of(const struct parts *p, const uint8_t *bytes, struct key *key) {
 
 bool key_is_text(const struct key *key) {
     for (size_t i = 0; i < key->length; i++)
-        if (key->bytes[i] == ' ' || key->bytes[i] == '\n' || key->bytes[i] == '\r' || key->bytes[i] == 0) return false;
+        if (key->bytes[i] == ' ' || key->bytes[i] == '\n' || key->bytes[i] == 0) return false;
     return true;
 }
 
 void put_meta_key(struct buffer *out, const struct key *key, bool as_binary, bool *binary) {
-    *binary = as_binary || (key->bytes == key->decoded && !key_is_text(key));
+    *binary = (as_binary && key->length <= BINARY_KEY_BYTES_MAX) || (key->bytes == key->decoded && !key_is_text(key));
     if (*binary) put_base64(out, key->bytes, key->length);
     else buffer_append(out, key->bytes, key->length);
 }

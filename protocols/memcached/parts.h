@@ -15,6 +15,7 @@
 #include "protocols/memcached/memcached.h"
 
 #define KEY_BYTES_MAX 250u
+#define BINARY_KEY_BYTES_MAX 186u      /* of what base64 of that length holds */
 #define LINE_BYTES_MAX 2048u           /* of a request without its line end; not of get, gets, gat, gats */
 #define LONG_LINE_BYTES_MAX (16u << 20) /* of those */
 #define OPAQUE_BYTES_MAX 32u           /* the O included */
@@ -132,6 +133,11 @@ static inline void put_line_end(struct buffer *out) { buffer_append(out, "\r\n",
 static inline bool starts_with(const uint8_t *bytes, size_t length, const char *text) {
     size_t n = strlen(text);
     return length >= n && memcmp(bytes, text, n) == 0;
+}
+
+static inline bool begins_word(const uint8_t *bytes, size_t length, const char *word) {
+    size_t n = strlen(word);
+    return starts_with(bytes, length, word) && (length == n || bytes[n] == ' ' || bytes[n] == '\r');
 }
 
 static inline bool is_text(const uint8_t *bytes, size_t length, const char *text) {

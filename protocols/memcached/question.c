@@ -114,7 +114,7 @@ bool memcached_item(void *item, const uint8_t *answer, size_t length, uint64_t n
         it->failed = true; /* no room for the clock */
         if (!take_line(&s, &line)) return false;
     }
-    if (starts_with(line.bytes, line.length, "EN")) return s.length == 0; /* and the key */
+    if (begins_word(line.bytes, line.length, "EN")) return s.length == 0; /* and the key */
     if (memcached_failed(line.bytes, line.length)) return it->failed = true, s.length == 0;
     if (!take_field(&line, &field, &text) || !is_text(text, field.length, "VA")) return false;
     if (!take_field(&line, &field, &text) || !read_u64(text, field.length, &bytes) || s.length != bytes + 2) return false;

@@ -57,7 +57,7 @@ static bool field_bytes(struct reading *g, const uint8_t *bytes, size_t length, 
         uint8_t c = bytes[*at];
         if (c == ' ' && g->field < wanted) {
             g->field++;
-        } else if (c == ' ' || c == '\r' || c == '\n') {
+        } else if (c == '\n' || (g->field == wanted && (c == ' ' || c == '\r'))) { /* a '\r' may be in a key */
             g->stage = STAGE_LINE;
             return g->field == wanted && g->digits > 0;
         } else if (g->field == wanted) {

@@ -304,14 +304,13 @@ void memcached_request(const struct protocol_limits *limits, const uint8_t *byte
     r->style = STYLE_PLAIN;
     r->why = NULL;
     if (length == 0) return;
+    l.consumed = length; /* where nothing else is found in it */
     if (bytes[0] == 0x80) return request_close(r, &l, answer, "", "it speaks the binary protocol: the client has to be set to the text or meta protocol");
     CHECK(r->scanned <= length);
     const uint8_t *end = memchr(bytes + r->scanned, '\n', length - r->scanned);
     size_t at = end != NULL ? (size_t)(end - bytes) : length;
-    if (at > LINE_BYTES_MAX && (at > LONG_LINE_BYTES_MAX || !may_be_long(bytes, at))) {
-        l.consumed = length;
+    if (at > LINE_BYTES_MAX && (at > LONG_LINE_BYTES_MAX || !may_be_long(bytes, at)))
         return request_close(r, &l, answer, "", "a line is too long");
-    }
     if (end == NULL) {
         r->scanned = length;
         return;

@@ -94,7 +94,7 @@ def compare(expected: bytes, got: bytes, numbers: Numbers, seconds: int = 2, giv
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
-KEYS = [b"a", b"n", b"counter", b"k" * 250, b"x\ty", b"\xff\xfe"]
+KEYS = [b"a", b"n", b"counter", b"k" * 250, b"x\ty", b"\xff\xfe", b"c\rd"]
 BINARY = [b"a", b"n", b"foo"]
 # Not counted: that somebody was given an item to renew (N, R) is forgotten by that.
 TOKEN_KEYS = [b"x\ty", b"\xff\xfe"]

@@ -128,6 +128,12 @@ class Item:
         return bytes(ffi.buffer(b.data + b.start, b.end - b.start)) if b.end > b.start else b""
 
 
+def read_item(answer: bytes, now_s: int) -> Item:
+    item = Item()
+    assert item.read(answer, now_s), answer
+    return item
+
+
 @dataclass
 class Decision:
     writes: bool
@@ -209,8 +215,7 @@ class Sidecar:
         now_s = self.now_s()
         if request.kind == "decide":
             asked, answers = question(request)
-            item = Item()
-            assert item.read(self.backends[0].ask(asked, answers), now_s), asked
+            item = read_item(self.backends[0].ask(asked, answers), now_s)
             done = decide(request, item, now_s, self.term)
             ack = self.write(done.command) if done.writes else b""
             given = answer(done.style, done.reply, ack, self.term)
