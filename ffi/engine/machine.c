@@ -33,17 +33,6 @@ void machine_free(struct engine *e) {
     if (m->places.data != NULL) queue_free(&m->places);
 }
 
-bool machine_open(struct engine *e) {
-    struct shared *s = &e->shared;
-    int fd = backend_connect(e);
-    if (fd < 0) return false;
-    s->socket.source.fd = fd;
-    s->database = 0;
-    s->protocol = 2;
-    source_watch(e, &s->socket.source, EPOLLIN);
-    return true;
-}
-
 void machine_closed(struct engine *e) {
     struct machine *m = &e->machine;
     m->state = (struct protocol_reply){{0}};

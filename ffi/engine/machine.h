@@ -80,10 +80,9 @@ static inline uint64_t machine_number(uint64_t index, uint64_t ordinal) { return
 bool machine_init(struct engine *e);
 void machine_free(struct engine *e);
 void machine_event(struct engine *e, uint32_t events);       /* the shared connection has something to say */
-bool machine_open(struct engine *e);                         /* the shared connection */
 void machine_backend(struct engine *e);                      /* its state has changed */
 void machine_admin_event(struct engine *e);
-void machine_closed(struct engine *e);                       /* ... is gone, and all that it held */
+void machine_closed(struct engine *e);                       /* the shared connection is gone, and all that it held */
 void machine_sealed(struct engine *e, uint64_t index);       /* what was appended belongs to this record */
 void machine_given(struct engine *e, uint64_t index);        /* may leave for the backend: the record is committed */
 void machine_stamp(struct engine *e, uint64_t number);      /* in front of what is placed next */

@@ -363,13 +363,13 @@ void gates_release(struct engine *e) {
 bool shared_open(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd >= 0) return true;
-    if (e->machine.protocol != NULL) return machine_open(e);
     int fd = backend_connect(e);
     if (fd < 0) return false;
     s->socket.source.fd = fd;
     s->database = 0;
     s->protocol = 2;
     source_watch(e, &s->socket.source, EPOLLIN);
+    if (e->machine.protocol != NULL) return true; /* it needs no greeting */
     uint32_t swallowed = append_auth(e, &s->socket.out);
     append_command(&s->socket.out, 3, OUR_CLIENT, "NO-EVICT", "ON");
     append_command(&s->socket.out, 3, OUR_CLIENT, "SETNAME", "musidecar-shared");
