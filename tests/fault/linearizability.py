@@ -77,7 +77,18 @@ def lock(state: Hashable, op: Operation) -> tuple[bool, Hashable]:
     return may_be_held and held is not None and held[0] == op.result, held
 
 
-MODELS: dict[str, Model] = {"r": register, "c": counter, "l": append_list, "k": lock}
+def swapped(state: Hashable, op: Operation) -> tuple[bool, Hashable]:
+    """SET, GET, and CAS with the argument "old>new", which answers STORED or EXISTS. A token that was handed out before
+    another node led matches nothing, so EXISTS says nothing of what is there."""
+    if op.name != "CAS":
+        return register(state, op)
+    old, _, new = op.argument.partition(">")
+    if op.outcome == DONE and op.result != "STORED":
+        return True, state
+    return state == old, new
+
+
+MODELS: dict[str, Model] = {"r": register, "c": counter, "l": append_list, "k": lock, "s": swapped}
 
 
 def model_of(key: str) -> Model:
