@@ -15,17 +15,13 @@
  * where the older one may do something (ms with I).
  *
  * Exact are, with the `exact` limit: outcomes, values, client flags, error texts, the verdict on a CAS number, and expiry to the second
- * (an item that keeps its own keeps it without drift: the question then brings the backend's own clock). Not exact:
- *   - An item that is stale (md I) and given out to nobody yet gives its token (W) to whoever asks, so also to a question: it is taken
- *     back by logging `md <key> I`, and the item has a new CAS number then. Plain `mg` is a READ: who wins by it wins at this leader,
- *     the other nodes do not know that a token is out.
- *   - What is counted up or down, or is stored by an older CAS number with I, is marked stale again if it was, but the token is free
- *     again. Under a base64 key that is no text (a blank or a line end in it) a counter's stale mark is lost, that an item made by mg with
- *     N is given out is not remembered, and k prints the key in base64 always (the server: as it is, once the item was made by N, or
- *     extended, or counted).
+ * (an item that keeps its own keeps it without drift: the question then brings the backend's own clock). What is not so, and what
+ * clients are told otherwise than by the server, is listed in docs/memcached.md. For the engine:
+ *   - An item that is stale (md I) and given out to nobody yet gives its token (W) to whoever asks, so also to a question. Unless that
+ *     was for an mg, it is taken back by logging `md <key> I`. Plain mg is a READ: who wins by it wins at this leader, the other nodes do not
+ *     know that a token is out.
  *   - gat of several keys is logged as it stands, as is everything with a time where the limit is not `exact`.
- *   - Where a request is refused for one of its parts (a key too long among several, an opaque too long), nothing of it is done;
- *     the server has done some of it by then.
+ *   - A delayed flush_all is each server's own state: a node that is filled afterwards does not know of it.
  */
 #ifndef MUSIDECAR_MEMCACHED_H
 #define MUSIDECAR_MEMCACHED_H
