@@ -101,12 +101,16 @@ static void append(struct engine *e, const void *bytes, size_t length, struct ex
     *(struct expect *)queue_push(&s->expects) = expect;
 }
 
-void machine_stamp(struct engine *e, uint64_t number) {
+static void stamp(struct engine *e, uint64_t number) {
     struct shared *s = &e->shared;
     size_t before = buffer_length(&s->socket.out);
-    if (e->machine.protocol == NULL || e->machine.protocol->stamp == NULL) return;
+    if (e->machine.protocol->stamp == NULL) return;
     e->machine.protocol->stamp(number, &s->socket.out);
     s->appended += buffer_length(&s->socket.out) - before;
+}
+
+void machine_stamp(struct engine *e, uint64_t ordinal) {
+    if (e->machine.protocol != NULL) stamp(e, machine_number(replica_last(e->replica) + 1, ordinal));
 }
 
 void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length) {
@@ -118,7 +122,7 @@ void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8
         CHECK(command_entry_read(bytes + at, length - at, &entry) && entry.swallow <= entry.length);
         number++;
         if (stamps ? number <= m->copied : index <= m->copied) continue; /* a long one ends at `index`: the copy was begun before */
-        machine_stamp(e, number);
+        stamp(e, number);
         const struct origin *o = &entry.origin;
         size_t command = entry.length - entry.swallow;
         buffer_append(&m->replies, bytes + at + sizeof entry + command, entry.swallow);
@@ -143,7 +147,7 @@ void machine_applied(struct engine *e, uint64_t index) {
     note_done(e, 0);
 }
 
-bool machine_write(struct engine *e, const struct request *r, uint32_t style) {
+bool machine_log(struct engine *e, const struct request *r, uint32_t style) {
     struct machine *m = &e->machine;
     size_t command = buffer_length(&m->command), reply = buffer_length(&m->reply);
     struct command_entry entry = {.length = (uint32_t)(command + reply), .protocol = 2, .flags = r->life ? COMMAND_FORWARDED : 0,

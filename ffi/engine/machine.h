@@ -85,7 +85,7 @@ void machine_admin_event(struct engine *e);
 void machine_closed(struct engine *e);                       /* the shared connection is gone, and all that it held */
 void machine_sealed(struct engine *e, uint64_t index);       /* what was appended belongs to this record */
 void machine_given(struct engine *e, uint64_t index);        /* may leave for the backend: the record is committed */
-void machine_stamp(struct engine *e, uint64_t number);      /* in front of what is placed next */
+void machine_stamp(struct engine *e, uint64_t ordinal);      /* in front of what is placed next, of the record to be proposed */
 /* A record; it began with the one at `first`, where it takes several. */
 void machine_apply(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length);
 void machine_applied(struct engine *e, uint64_t index);
@@ -98,7 +98,7 @@ uint64_t machine_done(const struct engine *e);               /* last record that
 bool machine_caught_up(const struct engine *e);              /* the backend has answered everything */
 void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8_t *bytes, size_t length);
 /* Logs the request in machine.command and what its client is answered in machine.reply. False: no room now. */
-bool machine_write(struct engine *e, const struct request *r, uint32_t style);
+bool machine_log(struct engine *e, const struct request *r, uint32_t style);
 
 /* machine_decide.c */
 bool machine_submit(struct engine *e, const struct request *r, struct buffer *holder); /* false: no room now */

@@ -120,7 +120,7 @@ static bool write_as_it_stands(struct engine *e, const struct request *r, const 
     buffer_clear(&m->command);
     buffer_clear(&m->reply);
     m->protocol->rewrite(q, bytes, machine_now_us(), &m->command);
-    return machine_write(e, r, q->style);
+    return machine_log(e, r, q->style);
 }
 
 /* Each decision changes the item: what could not be logged is kept as it was decided. */
@@ -139,7 +139,7 @@ static bool decide(struct engine *e, struct lock *lock, const struct request *r,
         m->reads = true;
         return true;
     }
-    lock->decided = !machine_write(e, r, style);
+    lock->decided = !machine_log(e, r, style);
     buffer_clear(&lock->command);
     buffer_clear(&lock->reply);
     if (!lock->decided) return true;

@@ -196,7 +196,7 @@ void turn_big(struct engine *e) {
             return;
         }
         uint32_t head = big->proposed == 0 ? sizeof big->entry : 0;
-        if (head > 0) machine_stamp(e, machine_number(replica_last(e->replica) + 1, 1));
+        if (head > 0) machine_stamp(e, 1);
         const uint8_t *piece = buffer_bytes(&big->bytes) + (head > 0 ? 0 : big->proposed - sizeof big->entry);
         memcpy(payload, &big->entry, head);
         memcpy(payload + head, piece, length - head);
@@ -226,7 +226,7 @@ bool turn_log(struct engine *e, const struct command_entry *entry, const uint8_t
         return true;
     }
     if (!batch_append(e, entry, bytes)) return false;
-    machine_stamp(e, machine_number(replica_last(e->replica) + 1, e->batch_entries));
+    machine_stamp(e, e->batch_entries);
     turn_forward(e, entry->database, entry->protocol, bytes, forwarded, expect);
     return true;
 }
