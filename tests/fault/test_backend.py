@@ -82,7 +82,7 @@ def test_a_leader_whose_redis_hangs_steps_down_and_votes(cradle: Cradle) -> None
             took_ms = (time.monotonic() - began) * 1000
             assert took_ms < BOUND_MS + 5000  # on a host that does other things, too
             assert out(after[leader.id])
-            assert f"node {leader.id} votes, but cannot lead or hold the data: its Redis" in said(bed)
+            assert f"node {leader.id} votes, but cannot lead or hold the data: its server" in said(bed)
             await_traffic(load, nodes, 50)  # its own clients are served by way of the new leader
             # Its vote counts: with the third node dead, it is the majority.
             bed.kill(third)
