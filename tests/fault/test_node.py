@@ -194,7 +194,7 @@ def test_another_secret_keeps_a_node_out(nodes: Nodes) -> None:
 
 def test_a_port_in_use_is_told_before_anything_else_happens(nodes: Nodes) -> None:
     with socket.create_server(("127.0.0.1", nodes.port)):
-        assert nodes.run(1).wait(WAIT_S) == 1
+        assert nodes.run(1).wait(WAIT_S) == 2
     assert "cannot listen for clients on 127.0.0.1" in nodes.log(1) and "Address already in use" in nodes.log(1)
     assert not (nodes.folder / "redis-1.sock").exists()
 
