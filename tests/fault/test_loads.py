@@ -60,7 +60,8 @@ def test_what_is_loaded_again_is_the_same_everywhere(shared_bed: Testbed, node: 
     some_data(client)
     client.config_set("appendonly", "yes")
     for each in before.nodes:
-        assert shared_bed.backend(each).config_get("appendonly") == {"appendonly": "yes"}
+        backend = shared_bed.backend(each)
+        wait_until("it writes one", lambda b=backend: b.config_get("appendonly") == {"appendonly": "yes"}, WAIT_S)
     wait_until("the AOF holds everything", lambda: settled(shared_bed), WAIT_S)
     client.incr("counter")
     for words in ("LOADAOF", "RELOAD", "RELOAD NOFLUSH MERGE", "RELOAD", "LOADAOF"):

@@ -117,7 +117,9 @@ def test_hypothesis_shrinks_a_violation_to_what_causes_it() -> None:
                                                           phases=[Phase.generate, Phase.shrink]))
     except NoSuchExample:
         pytest.fail("no schedule shows the mistake")
-    assert 1 <= len(least) <= 3, text(least)
+    # How few there are depends on where it began, and that on which modules are loaded: none may be there for nothing.
+    assert 1 <= len(least) <= 8, text(least)
+    assert not [i for i in range(len(least)) if violates(least[:i] + least[i + 1 :])], text(least)
 
 
 def test_the_command_replays_a_seed_and_says_what_was_violated() -> None:
