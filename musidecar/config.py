@@ -108,6 +108,13 @@ def _symbol(value: str) -> str:
 Symbol = Annotated[str, AfterValidator(_symbol)]
 
 
+def _port(value: object) -> object:
+    """A port is one of loopback."""
+    address = f"127.0.0.1:{value}" if isinstance(value, int) and not isinstance(value, bool) else value
+    split_address(address)
+    return address
+
+
 def check_kind(value: object) -> None:
     """ValueError unless this version works with that kind of backend."""
     known = [name for name in protocols.names() if name not in BACKENDS_PLANNED]
@@ -132,6 +139,9 @@ class Backend(_Section):
     threads: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
     consistency: Literal["exact", "cache"] | None = None
     symbols: Annotated[list[Symbol], Field(min_length=1)] | None = None
+    fix_port: Annotated[str, BeforeValidator(_port)] | None = None
+    fix_name: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] | None = None
+    fix_decimals: Annotated[int, Field(strict=True, ge=0, le=8)] | None = None
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -406,6 +416,7 @@ class Cluster(_Section):
             yield "cluster.seed", f"node {self.seed} joins, and brings no data"
         places: list[tuple[str, Callable[[Node], object]]] = [
             ("client", lambda node: node.client),
+            ("backend.fix_port", lambda node: node.backend.fix_port),
             ("backend", lambda node: node.backend.place),
             ("log", lambda node: node.log),
             ("mesh", lambda node: node.mesh),
@@ -416,6 +427,9 @@ class Cluster(_Section):
                 first = self.nodes[seen.setdefault(place(node), i)]
                 if place(node) is not None and first is not node:
                     yield f"nodes[{i}].{key}", f"{place(node)} is node {first.id}'s already"
+        for i, node in enumerate(self.nodes):
+            if (other := next((each for each in self.nodes if each.client == node.backend.fix_port), None)) is not None:
+                yield f"nodes[{i}].backend.fix_port", f"{node.backend.fix_port} is node {other.id}'s client already"
         with_mesh = [node.id for node in self.nodes if node.mesh is not None]
         if with_mesh and self.fabric == "shm":
             yield f"nodes[{with_mesh[0] - 1}].mesh", 'is for nodes on several hosts: fabric = "verbs"'
@@ -429,7 +443,7 @@ class Cluster(_Section):
                 yield f"nodes[{i}].backend.{key}", reason
             if self.reads_locally(node) and node.backend.kind != "redis":
                 yield f"nodes[{i}].reads", f"local is for kind = 'redis', and this is {node.backend.kind}"
-            for key in ("memory_bytes", "item_bytes_max", "consistency"):
+            for key in ("memory_bytes", "item_bytes_max", "consistency", "symbols", "fix_name", "fix_decimals"):
                 if getattr(node.backend, key) != getattr(self.nodes[0].backend, key):
                     yield f"nodes[{i}].backend.{key}", f"differs from node {self.nodes[0].id}'s"
         # A client logs in at the server of the node it is connected to, and then sees everybody's data.

@@ -40,6 +40,7 @@ def check_cluster(config: Cluster) -> list[Check]:
     checks += _rdma(config)
     for node in config.nodes:
         checks.append(_node_port(config, node))
+        checks += _fix_port(config, node)
         checks += _backend(config, node)
     return checks
 
@@ -200,6 +201,17 @@ def _node_port(config: Cluster, node: Node) -> Check:
         return Check(f"node {node.id}", "ok", f"runs, clients at {node.client}")
     free = _port_free(node.client, f"choose another nodes[{node.index}].client")
     return Check(f"node {node.id}", free.verdict, f"clients at {node.client}: {free.text}", free.remedy)
+
+
+def _fix_port(config: Cluster, node: Node) -> Iterator[Check]:
+    address, name = node.backend.fix_port, f"node {node.id} FIX"
+    if address is None:
+        return
+    if is_held(node_lock(config.directory, node.id)):
+        yield Check(name, "ok", f"clients at {address}")
+        return
+    free = _port_free(address, f"choose another nodes[{node.index}].backend.fix_port")
+    yield Check(name, free.verdict, f"clients at {address}: {free.text}", free.remedy)
 
 
 def _backend(config: Cluster, node: Node) -> Iterator[Check]:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from musidecar import mesh, transfer
 from musidecar.engine import Engine
@@ -96,3 +97,19 @@ class Fetching:
         if self._cancelled.is_set():
             raise transfer.Cancelled
         self._engine.install_tail(got, self._number)
+
+
+def stage(engine: dict[str, Any], fetching: Fetching | None) -> str:
+    """How far a node, by its engine's status, is on its way to being a member whose server has the cluster's data."""
+    state = engine["backend_state"]
+    if state == "down":
+        return "its server is not there"
+    if engine["damage"]:
+        return "it takes over another node's state of the log"
+    if state == "syncing":
+        return "its server loads the data"
+    if state == "fed":
+        return "it waits to be made a member"
+    if fetching is not None and fetching.bytes:
+        return f"{transfer.size(fetching.bytes)} of the data have come from node {fetching.source}"
+    return "it waits for the data"

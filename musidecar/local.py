@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Self
 
 from musidecar import directory, protocols, secret
-from musidecar.config import NODE_COUNTS, Cluster, ConfigError, Node, check_kind, load
+from musidecar.config import NODE_COUNTS, Cluster, ConfigError, Node, check_kind, load, split_address
 from musidecar.process import how_it_ended, spawn_node
+from musidecar.protocols.backend import backend_class
 
 STOP_S = 60.0  # a node asked to end that still runs after this is killed; its server may have much to save
 READY_S = 60.0
@@ -43,6 +44,7 @@ class Local:
     folder: new, empty, or left by a dead cluster; if that was stopped in order, it goes on with its data.
     port: node i listens on 127.0.0.1, port + i - 1.
     settings: more of the configuration, by table: `{"timing": {"fail_us": 50_000}}`.
+    fix_port: of liquibook: node i listens for FIX on 127.0.0.1, fix_port + i - 1.
     ConfigError when something is in the way: the folder, a port, no server to start.
     """
 
@@ -56,17 +58,19 @@ class Local:
         fabric: str = "shm",
         binary: str | None = None,
         settings: Settings | None = None,
+        fix_port: int | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder.absolute()
         self.options = options
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         _check_usage(nodes, port, backend, fabric, binary)
+        _check_fix(nodes, fix_port, backend)
         self._lock = directory.claim(self.folder)
         try:
             path = self.folder / "cluster.toml"
             name = _name_of(path, nodes, backend) if directory.keeps_data(self.folder) else ""
-            path.write_text(_toml(name or _new_name(), nodes, port, backend, fabric, binary, settings or {}))
+            path.write_text(_toml(name or _new_name(), nodes, port, backend, fabric, binary, settings or {}, fix_port))
             if not name:
                 secret.create(self.folder / "secret")
             self.config: Cluster = load(path)
@@ -163,6 +167,13 @@ def check_backend(backend: str) -> None:
         raise ConfigError([f"--backend {backend}: {reason}"]) from None
 
 
+def check_server(backend: str) -> None:
+    """ConfigError unless the backend's own server can be started here."""
+    found = backend_class(backend).check_binary(protocols.kind(backend).binary)
+    if found.verdict == "bad":
+        raise ConfigError([f"--backend {backend}: {found.text}: {found.remedy}"])
+
+
 def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str | None) -> None:
     check_backend(backend)
     kind = protocols.kind(backend)
@@ -175,17 +186,30 @@ def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str |
     if shutil.which(binary or kind.binary) is None:
         hint = f"apt-get install {kind.package}, or name it with --binary"
         raise ConfigError([f"{binary or kind.binary}: not found on PATH: {hint}"])
+    if binary is None:
+        check_server(backend)
+
+
+def _check_fix(nodes: int, fix_port: int | None, backend: str) -> None:
+    if fix_port is None:
+        return
+    if "fix_port" not in protocols.kind(backend).options:
+        raise ConfigError([f"--fix-port: is for --backend liquibook, and this is {backend}"])
+    if not 1 <= fix_port <= 65536 - nodes:
+        raise ConfigError([f"--fix-port {fix_port}: node {nodes} would listen on {fix_port + nodes - 1}"])
 
 
 def _check_ports(config: Cluster) -> None:
     busy = []
-    for node in config.nodes:
+    wanted = [(node.client, "--port") for node in config.nodes]
+    wanted += [(node.backend.fix_port, "--fix-port") for node in config.nodes if node.backend.fix_port is not None]
+    for address, option in wanted:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((node.client_host, node.client_port))
+                probe.bind(split_address(address))
             except OSError as error:
-                busy.append(f"{node.client}: {error.strerror}: choose other ports with --port")
+                busy.append(f"{address}: {error.strerror}: choose other ports with {option}")
     if busy:
         raise ConfigError(busy)
 
@@ -206,7 +230,10 @@ def _name_of(path: Path, nodes: int, backend: str) -> str:
     return config.name
 
 
-def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: str | None, settings: Settings) -> str:
+def _toml(
+    name: str, nodes: int, port: int, backend: str, fabric: str, binary: str | None, settings: Settings,
+    fix_port: int | None,
+) -> str:  # fmt: skip
     """The text of a configuration file (a JSON string is a TOML string too)."""
     chosen = f"binary = {json.dumps(binary or protocols.kind(backend).binary)}"
     lines = [
@@ -219,13 +246,14 @@ def _toml(name: str, nodes: int, port: int, backend: str, fabric: str, binary: s
         *_keys(settings.get("cluster", {})),
     ]
     for i in range(1, nodes + 1):
+        more = "" if fix_port is None else f", fix_port = {fix_port + i - 1}"
         lines += [
             "",
             "[[nodes]]",
             f"id = {i}",
             f'client = "127.0.0.1:{port + i - 1}"',
             f'log = "{i}.log"',
-            f'backend = {{ kind = "{backend}", socket = "{backend}-{i}.sock", spawn = true, {chosen} }}',
+            f'backend = {{ kind = "{backend}", socket = "{backend}-{i}.sock", spawn = true, {chosen}{more} }}',
         ]
     for table, values in settings.items():
         if table != "cluster":
@@ -337,6 +365,8 @@ class _Foreground:
             return
         self.was_ready = True
         clients = " ".join(node.client for node in self.cluster.config.nodes)
+        fix = " ".join(node.backend.fix_port for node in self.cluster.config.nodes if node.backend.fix_port)
+        clients += f"; FIX {fix}" * bool(fix)
         _say(f"ready: clients {clients}; config {self.cluster.config_file}; Ctrl-C ends it")
 
     def _look_why(self) -> None:

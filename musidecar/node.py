@@ -23,6 +23,7 @@ from typing import Any
 from musidecar import (
     claims,
     council,
+    edges,
     fetching,
     formation,
     keeper,
@@ -124,6 +125,7 @@ class Sidecar:
         self._backend_pid: int | None = None
         self._backend_fd: int | None = None  # pidfd
         self._clients: socket.socket | None = None
+        self._edge: edges.Port | None = None
         self._formed: formation.Formed | None = None
         self._members: dict[int, str] = {}  # of the formation: id -> incarnation
         self._kept = kept.Kept(self.home, config.name, node.id)
@@ -175,7 +177,9 @@ class Sidecar:
         mesh.private_directory(self.config.directory)
         mesh.private_directory(self.home)
         transfer.remove_leftovers(self.home)
-        self._clients = places.bind(self.node)
+        self._clients = places.bind(self.node.client_host, self.node.client_port)
+        text = places.near(self.node.client_host), self.node.client_port
+        self._edge = edges.Port(self._backend.edge(text), self.home, self._later)
         running = formation.running(self.member)
         record = None if self.replace_data else self._kept.record
         restored = running is None or claims.may_restore(record, running.generation)
@@ -328,7 +332,8 @@ class Sidecar:
         try:
             self._clients.listen(CLIENTS_WAITING)
         except OSError as error:
-            raise EngineError(places.in_use(self.node, error)) from None
+            host, port = self.node.client_host, self.node.client_port
+            raise EngineError(places.in_use(host, port, "for clients", error)) from None
         engine.listen(self._clients)
         engine.listen_feed(feed)
         while formed.links:
@@ -343,6 +348,8 @@ class Sidecar:
         self._vitals.start()
         self._links.start()
         self._mesh.questions["formation"] = self._formation
+        if self._edge is not None:
+            self._edge.start()
         if formed.fabric.warning:
             log.warning("%s", formed.fabric.warning)
 
@@ -555,27 +562,12 @@ class Sidecar:
         with self._engine_lock:
             if self._engine is not None:
                 found |= self._engine.status()
-        found |= self._vitals.status()
+        found |= self._vitals.status() | (self._edge.status() if self._edge is not None else {})
         if found["role"] == "joining" and "damage" in found:
-            found["joining"] = self._stage(found)
+            found["joining"] = fetching.stage(found, self._fetching)
         if self._council.undecided and self._formed is None:
             found["undecided"] = self._council.undecided
         return found
-
-    def _stage(self, engine: dict[str, Any]) -> str:
-        """How far this node is on its way to being a member whose server has the cluster's data."""
-        state, fetching = engine["backend_state"], self._fetching
-        if state == "down":
-            return "its server is not there"
-        if engine["damage"]:
-            return "it takes over another node's state of the log"
-        if state == "syncing":
-            return "its server loads the data"
-        if state == "fed":
-            return "it waits to be made a member"
-        if fetching is not None and fetching.bytes:
-            return f"{transfer.size(fetching.bytes)} of the data have come from node {fetching.source}"
-        return "it waits for the data"
 
     # ---- ending ----
 
@@ -588,6 +580,8 @@ class Sidecar:
         if self._links is not None:
             self._links.close()
         self._mesh.close()
+        if self._edge is not None:
+            self._edge.close()
         ended = self._stop_engine()
         if self._clients is not None:
             self._clients.close()

@@ -47,18 +47,23 @@ def home(config: Cluster, node: Node) -> Path:
     return config.directory / f"{node.backend.kind}-{node.id}"
 
 
-def bind(node: Node) -> socket.socket:
-    """The clients' socket, bound, not listening yet. ConfigError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in node.client_host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def bind(host: str, port: int, whom: str = "for clients") -> socket.socket:
+    """The socket of a port of this node, bound, not listening yet. ConfigError when the address cannot be had."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((node.client_host, node.client_port))
+        sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise ConfigError([in_use(node, error)]) from None
+        raise ConfigError([in_use(host, port, whom, error)]) from None
     return sock
 
 
-def in_use(node: Node, error: OSError) -> str:
-    return f"cannot listen for clients on {node.client}: {error.strerror or error}"
+def in_use(host: str, port: int, whom: str, error: OSError) -> str:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"cannot listen {whom} on {address}: {error.strerror or error}"
+
+
+def near(host: str) -> str:
+    """Where this host itself connects to what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -104,6 +104,8 @@ def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
             found.append(Problem(f"node {node['id']} is being filled{stage}; it counts once it has caught up"))
         elif not node["serving"]:
             found.append(Problem(f"node {node['id']} runs but answers no clients yet"))
+        if "fix" in node and node["fix_pid"] is None:
+            found.append(Problem(f"node {node['id']}: nothing serves its FIX port", "it is started again: see its log"))
         if node.get("alarm"):
             found.append(Problem(f"node {node['id']}: its {node['alarm']}"))
         if node.get("failed"):
@@ -155,6 +157,12 @@ def notes(snapshot: dict[str, Any]) -> list[str]:
         for node in snapshot["nodes"]
         if node.get("heir") is not None
     ]
+
+
+def fix_ports(snapshot: dict[str, Any]) -> str:
+    """Where FIX is spoken; "" where nowhere."""
+    ports = ", ".join(f"node {node['id']} at {node['fix']}" for node in snapshot["nodes"] if "fix" in node)
+    return f"FIX: {ports}" if ports else ""
 
 
 def _differences(up: list[dict[str, Any]]) -> list[Problem]:

@@ -17,10 +17,10 @@ import importlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 from musidecar.protocols import Kind
 from musidecar.protocols.server import Address as Address
@@ -71,6 +71,21 @@ class Prepared:
     keys: int
     pid: int
     changed: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Another port of a node, for another protocol, served by a process that is a client of the node's own port.
+
+    title: for people. host, port: where it listens. command: FD in it stands for the listening socket's number.
+    """
+
+    FD: ClassVar = "{fd}"
+
+    title: str
+    host: str
+    port: int
+    command: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -244,6 +259,10 @@ class Backend(ABC):
         """If `fills_itself`: replace what the server holds by a copy with that head; the number of items. Given up when
         `cancelled` says so."""
         raise NotImplementedError
+
+    def edge(self, client: tuple[str, int]) -> Edge | None:
+        """Another port that the node is to have, in front of its own, `client`."""
+        return None
 
     def outlived(self) -> bool:
         """Has it been prepared by a former life of this node, and run since?"""

@@ -16,9 +16,10 @@ def verb(backend: str) -> None:
 
     Exit code 0 only if nothing acknowledged is missing, nothing was done twice, and all servers hold the same data.
     """
-    from musidecar.local import check_backend
+    from musidecar.local import check_backend, check_server
 
     check_backend(backend)
+    check_server(backend)
     from musidecar import demo
 
     sys.exit(demo.run(backend=backend))

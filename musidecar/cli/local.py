@@ -17,11 +17,12 @@ from musidecar.cli import options
 @click.option("--binary", metavar="PATH", help="The server to start.  [default: the backend's own, on PATH]")
 @click.option("--reads", type=click.Choice(["linearizable", "local"]), default="linearizable", show_default=True,
               help="After READONLY: local may be stale.")
+@click.option("--fix-port", type=int, metavar="PORT", help="liquibook: node i listens for FIX on PORT + i - 1.")
 @click.option("--restart", is_flag=True, help="Start a node that died again.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def verb(
     backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str | None, reads: str,
-    restart: bool, log_json: bool,
+    fix_port: int | None, restart: bool, log_json: bool,
 ) -> None:  # fmt: skip
     """A cluster on this host, in the foreground.
 
@@ -40,6 +41,7 @@ def verb(
         fabric=fabric,
         binary=binary,
         settings={"cluster": {"reads": reads}} if reads != "linearizable" else None,
+        fix_port=fix_port,
         options=("--log-json",) if log_json else (),
     )
     try:

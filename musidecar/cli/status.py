@@ -65,7 +65,7 @@ def _view(snapshot: dict[str, Any], config: "Cluster") -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from musidecar.status import notes, problems, table
+    from musidecar.status import fix_ports, notes, problems, table
 
     lines = [
         Text.assemble(("! ", "bold red"), problem.text, f"  →  {problem.remedy}" if problem.remedy else "")
@@ -74,6 +74,8 @@ def _view(snapshot: dict[str, Any], config: "Cluster") -> "RenderableType":
     if not lines:
         lines = [Text("Everything is in order.", style="green")]
     lines += [Text(note, style="yellow") for note in notes(snapshot)]
+    if ports := fix_ports(snapshot):
+        lines.append(Text(ports, style="dim"))
     if config.fabric == "shm":
         lines.append(Text("shm: all nodes are on this host; the data survives processes, not the host.", style="dim"))
     return Group(table(snapshot), *lines)

@@ -4,5 +4,9 @@ import sys
 
 from musidecar.protocols import Kind
 
+FIX_NAME = "EXCHANGE"  # the FIX port's CompID, unless told
+FIX_DECIMALS = 2  # of a price, unless told: the exchange counts in ticks
+
 # The server is a module of this package, so what a node starts is an interpreter that has it.
-KIND = Kind("liquibook", "liquibookd", sys.executable, "python3", frozenset({"symbols"}))
+OPTIONS = frozenset({"symbols", "fix_port", "fix_name", "fix_decimals"})
+KIND = Kind("liquibook", "liquibookd", sys.executable, "python3", OPTIONS)

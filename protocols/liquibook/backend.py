@@ -16,19 +16,21 @@ from musidecar.protocols.backend import (
     BackendError,
     Check,
     Copy,
+    Edge,
     HoldsData,
     Points,
     Prepared,
     wait_point,
 )
 
-from . import KIND, driver
+from . import FIX_DECIMALS, FIX_NAME, KIND, driver
 from .driver import Connection
 
 SYMBOLS = ("AAPL", "MSFT")  # the books, unless told
 PIECE_BYTES = 1 << 16
 COPY_S = 60.0  # for all of the state to be written down, or read
 IMPORT_S = 20.0
+_IMPORTS = "import musidecar.protocols.liquibook, liquibook, simplefix"  # its own, the exchange's, the FIX port's
 
 
 class Snapshot:
@@ -68,13 +70,14 @@ class Liquibookd(Backend):
     @classmethod
     def check_binary(cls, binary: str) -> Check:
         try:
-            done = subprocess.run([binary, "-c", "import liquibook"], capture_output=True, timeout=IMPORT_S)
+            done = subprocess.run([binary, "-c", _IMPORTS], capture_output=True, timeout=IMPORT_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             return Check("liquibookd", "bad", f"{binary}: {error}", "name a Python interpreter")
         if done.returncode != 0:
-            return Check(
-                "liquibookd", "bad", f"{binary} has no package liquibook", "pip install 'musidecar[liquibook]'"
-            )
+            words = done.stderr.decode(errors="replace").strip().splitlines() or ["import fails"]
+            missing = words[-1].removeprefix("ModuleNotFoundError: No module named ").strip("'")
+            text = f"{binary} has no package {missing}" if "ModuleNotFound" in words[-1] else f"{binary}: {words[-1]}"
+            return Check("liquibookd", "bad", text, f"{binary} -m pip install 'musidecar[liquibook]'")
         return Check("liquibookd", "ok", f"{binary} has the package liquibook")
 
     def check_running(self, answer_s: float, brings_data: bool, runs: bool, replace_line: str) -> Iterator[Check]:
@@ -115,6 +118,16 @@ class Liquibookd(Backend):
                 f" {ask.replace_line or '--replace-data'}"
             )
         return Prepared(version=driver.version(), keys=events, pid=0, changed={})
+
+    def edge(self, client: tuple[str, int]) -> Edge | None:
+        options = self.wanted.options
+        if "fix_port" not in options:
+            return None
+        host, _, port = options["fix_port"].rpartition(":")
+        words = ["-P", "-m", "musidecar.protocols.liquibook", "--fix", Edge.FD, "--to", f"{client[0]}:{client[1]}"]
+        decimals = options.get("fix_decimals", FIX_DECIMALS)
+        words += ["--name", options.get("fix_name", FIX_NAME), "--decimals", str(decimals)]
+        return Edge("FIX", host.strip("[]"), int(port), [self.wanted.binary, *words])
 
     def local_pid(self, told: int) -> int | None:
         return server.local_pid(self.address, told, ())

@@ -1,10 +1,11 @@
 """The FIX port: sessions of clients on one side, a text port (liquibookd's own, or a sidecar's) on the other.
 
-    python -m musidecar.protocols.liquibook.fix_edge --listen HOST:PORT --to ADDRESS[,ADDRESS...] --decimals 2
+    python -m musidecar.protocols.liquibook --fix HOST:PORT --to ADDRESS[,ADDRESS...] --decimals 2
 
-ADDRESS is HOST:PORT or a path. A request whose text connection ends before its reply has come is sent again on the
-next, to the next address: with the same id, so it is done once. Executions come from EVENTS, never from replies: so a
-client is told of each event once and in order, whoever caused it.
+ADDRESS is HOST:PORT or a path; in the place of the first may stand the number of a descriptor that listens. A request
+whose text connection ends before its reply has come is sent again on the next, to the next address: with the same id,
+so it is done once. Executions come from EVENTS, never from replies: so a client is told of each event once and in
+order, whoever caused it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
+import sys
 import time
 from collections.abc import Sequence
 
+from . import FIX_DECIMALS, FIX_NAME
 from .fix_orders import CANCEL, NAME, NEW, REPLACE, REPORT, STATUS, Mapping, Unfit, read_event, read_order
 from .fix_session import Ledger, Session
 from .fix_wire import Message
@@ -109,13 +113,18 @@ class Edge:
                 del self._connections[connection.client]
             connection.close()
 
+    def end(self) -> None:
+        """Good-bye to all clients."""
+        for connection in list(self._connections.values()):
+            connection.end("this node stops")
+
     def ledger(self, client: str, connection: Connection) -> Ledger | None:
         """A client that is logged on already has lost that connection, as it has made another: the former is closed."""
         if not NAME.fullmatch(client):
             return None
         former = self._connections.get(client)
         if former is not None:
-            former.replaced()
+            former.end("logged on over another connection")
         self._connections[client] = connection
         return self.ledgers.setdefault(client, Ledger(client))
 
@@ -136,8 +145,8 @@ class Connection:
         self._mapping = Mapping(client, self._edge.decimals)
         return self._edge.ledger(client, self)
 
-    def replaced(self) -> None:
-        self._session.logout("logged on over another connection")
+    def end(self, why: str) -> None:
+        self._session.logout(why)
         self._writer.write(self._session.take())
         self._writer.close()
 
@@ -235,33 +244,37 @@ class Connection:
             self._session.reject(message, unfit.reason, f"{unfit.text} (tag {unfit.tag})")
 
 
-async def listen(edge: Edge, host: str, port: int) -> asyncio.Server:
-    """Serves until it is closed."""
-    return await asyncio.start_server(edge.serve, host, port)
-
-
-async def _run(edge: Edge, host: str, port: int) -> None:
-    server = await listen(edge, host, port)
-    print("ready", flush=True)
+async def _run(edge: Edge, listener: socket.socket) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    async with server:
+    async with await asyncio.start_server(edge.serve, sock=listener):
+        print("ready", flush=True)
         await ended.wait()
+        edge.end()
 
 
-def main() -> None:
+def _listener(text: str) -> socket.socket:
+    """HOST:PORT, or a descriptor's number. OSError when it cannot be had."""
+    if text.isdigit():
+        return socket.socket(fileno=int(text))
+    host, _, port = text.rpartition(":")
+    return socket.create_server((host, int(port)))
+
+
+def main() -> int:
     """Command line of the FIX port."""
     arguments = argparse.ArgumentParser(description="FIX 4.4 in front of a text port of the exchange.")
-    arguments.add_argument("--listen", required=True, metavar="HOST:PORT")
+    arguments.add_argument("--fix", required=True, metavar="HOST:PORT", help="where to listen, or a descriptor")
     arguments.add_argument("--to", required=True, metavar="ADDRESS,...", help="text ports: HOST:PORT or a path")
-    arguments.add_argument("--name", default="EXCHANGE", help="this side's CompID")
-    arguments.add_argument("--decimals", type=int, default=2, help="of prices; the exchange counts in ticks")
+    arguments.add_argument("--name", default=FIX_NAME, help="this side's CompID")
+    arguments.add_argument("--decimals", type=int, default=FIX_DECIMALS, help="of prices; the exchange counts in ticks")
     given = arguments.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    host, _, port = given.listen.rpartition(":")
-    asyncio.run(_run(Edge(given.name, given.to.split(","), given.decimals), host, int(port)))
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        listener = _listener(given.fix)
+    except OSError as error:
+        print(f"cannot listen on {given.fix}: {error.strerror}", file=sys.stderr)
+        return 1
+    asyncio.run(_run(Edge(given.name, given.to.split(","), given.decimals), listener))
+    return 0

@@ -23,10 +23,10 @@ class Port:
 
     def __init__(self, port: int, addresses: str, log: Path) -> None:
         self.port = port
-        command = [sys.executable, "-P", "-m", "musidecar.protocols.liquibook.fix_edge"]
+        command = [sys.executable, "-P", "-m", "musidecar.protocols.liquibook"]
         with open(log, "ab") as output:
             self.process = subprocess.Popen(
-                [*command, "--listen", f"127.0.0.1:{port}", "--to", addresses], stdout=subprocess.PIPE, stderr=output
+                [*command, "--fix", f"127.0.0.1:{port}", "--to", addresses], stdout=subprocess.PIPE, stderr=output
             )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"ready\n", log.read_text()

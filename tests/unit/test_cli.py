@@ -55,6 +55,8 @@ def test_completion_knows_the_verbs(command: Command) -> None:
         (["local", "--fabric", "token-ring"], "token-ring: unknown"),
         (["local", "--nodes", "4"], "3 or 5"),
         (["local", "--port", "65535"], "node 3 would listen on 65537"),
+        (["local", "--fix-port", "9880"], "--fix-port: is for --backend liquibook, and this is redis"),
+        (["local", "--backend", "liquibook", "--fix-port", "65534"], "--fix-port 65534: node 3 would listen on 65536"),
         (["local", "--binary", "/nowhere/redis-server"], "not found on PATH: apt-get install redis-server"),
         (["local", "--frobnicate"], "No such option"),
         (["frobnicate"], "No such command"),
@@ -77,6 +79,19 @@ def test_no_redis_server_on_path(command: Command, folder: Path) -> None:
     assert "redis-server: not found on PATH" in done.stderr
 
 
+@pytest.mark.parametrize("package", ["liquibook", "simplefix"])
+@pytest.mark.parametrize("verb", ["local", "demo", "doctor"])
+def test_a_package_that_is_missing(command: Command, folder: Path, package: str, verb: str) -> None:
+    missing = f"No module named {package!r}"
+    (folder / f"{package}.py").write_text(f"raise ModuleNotFoundError({missing!r}, name={package!r})")
+    done = command(verb, "--backend", "liquibook", PYTHONPATH=str(folder))
+    assert done.returncode == (1 if verb == "doctor" else 2)
+    said = done.stdout + done.stderr
+    assert f"no package {package}" in said
+    assert "-m pip install 'musidecar[liquibook]'" in said
+    assert "Traceback" not in said
+
+
 def test_run_names_the_wrong_key(command: Command, folder: Path) -> None:
     path = folder / "cluster.toml"
     path.write_text('[cluster]\nname = "c"\nsecret_file = "s"\ndirectory = "d"\nsead = 1\n')
@@ -93,6 +108,16 @@ def test_port_in_use_is_named(command: Command, folder: Path, free_port: int) ->
         done = command("local", "--dir", folder / "c", "--port", str(free_port))
     assert done.returncode == 2
     assert f"127.0.0.1:{free_port + 1}: Address already in use: choose other ports with --port" in done.stderr
+
+
+def test_fix_port_in_use_is_named(command: Command, folder: Path, free_port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port + 4))
+        taken.listen()
+        ports = ("--port", str(free_port), "--fix-port", str(free_port + 3))
+        done = command("local", "--backend", "liquibook", "--dir", folder / "c", *ports)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{free_port + 4}: Address already in use: choose other ports with --fix-port" in done.stderr
 
 
 def test_doctor_names_the_port_and_the_remedy(command: Command, free_port: int) -> None:

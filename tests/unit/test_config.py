@@ -191,6 +191,44 @@ def test_all_nodes_have_the_same_kind_with_the_same_limits() -> None:
     assert any("nodes[2].backend.item_bytes_max: differs from node 1's" in line for line in problems(uneven))
 
 
+def exchange(data: dict[str, Any], **more: Any) -> None:
+    for i, node in enumerate(data["nodes"]):
+        node["backend"] = {"kind": "liquibook", "socket": f"{i}.sock", "spawn": True, "fix_port": 9880 + i} | more
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"fix_port": 9880}, "nodes[1].backend.fix_port: 127.0.0.1:9880 is node 1's already"),
+        ({"fix_port": 7001}, "nodes[0].backend.fix_port: 127.0.0.1:7001 is node 2's client already"),
+        ({"fix_port": 0}, "nodes[0].backend.fix_port: port 0 is not in 1..65535"),
+        ({"fix_port": True}, "nodes[0].backend.fix_port: not host:port: True"),
+        ({"fix_decimals": 9}, "nodes[0].backend.fix_decimals: input should be less than or equal to 8"),
+        ({"fix_name": "a b"}, "nodes[0].backend.fix_name: "),
+        ({"symbols": ["A,B"]}, "nodes[0].backend.symbols[0]: 1 to 64 printable characters, without blank or comma"),
+        ({"kind": "memcached"}, "nodes[0].backend.fix_port: is for kind = 'liquibook', and this is memcached"),
+    ],
+)
+def test_an_exchange_has_options_of_its_own(more: dict[str, Any], expected: str) -> None:
+    found = problems(lambda data: exchange(data, **more))
+    assert any(expected in line for line in found), found
+
+
+def test_a_fix_port_is_loopbacks_unless_told() -> None:
+    data = good()
+    exchange(data)
+    data["nodes"][2]["backend"]["fix_port"] = "0.0.0.0:9880"
+    assert [node.backend.fix_port for node in parse(data, FILE).nodes] == [
+        "127.0.0.1:9880", "127.0.0.1:9881", "0.0.0.0:9880",
+    ]  # fmt: skip
+
+    def uneven(data: dict[str, Any]) -> None:
+        exchange(data)
+        data["nodes"][1]["backend"]["fix_decimals"] = 4
+
+    assert any("nodes[1].backend.fix_decimals: differs from node 1's" in line for line in problems(uneven))
+
+
 def test_nodes_are_three_or_five_with_ids_in_order_and_nothing_shared() -> None:
     assert "2 nodes" in problems(lambda d: d["nodes"].pop())[0]
     assert "ids must be 1 to 3" in problems(lambda d: d["nodes"].reverse())[0]
