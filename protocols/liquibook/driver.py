@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +17,16 @@ READ_BYTES = 1 << 18
 
 
 class Connection:
-    """A connection. BackendError when it cannot be made, is lost, or stays silent for `timeout_s`."""
+    """A connection, to liquibookd itself (a path) or to whatever speaks like it. BackendError when it cannot be made,
+    is lost, or stays silent for `timeout_s`."""
 
-    def __init__(self, path: Path | str, timeout_s: float = 5.0) -> None:
-        self.path = path
+    def __init__(self, at: Path | str | Address, timeout_s: float = 5.0) -> None:
+        self.at = at if isinstance(at, Address) else Address(path=str(at))
         self._input = bytearray()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
         try:
-            self._socket.connect(str(path))
+            self._socket = self.at.connect(timeout_s)
         except OSError as error:
-            self._socket.close()
-            raise BackendError(f"cannot connect to liquibookd at {path}: {error.strerror or error}") from None
+            raise BackendError(f"cannot connect to liquibookd at {self.at}: {error.strerror or error}") from None
 
     def ask(self, request: str) -> list[str]:
         """The lines of its reply, END left out."""
@@ -43,7 +40,7 @@ class Connection:
         """Put this state in the place of its own."""
         reply = self._ask(b"RESTORE %d\n%b" % (len(snapshot), snapshot))
         if not reply.startswith(b"RESTORED "):
-            raise BackendError(f"liquibookd at {self.path}: {reply.decode(errors='replace').strip()}")
+            raise BackendError(f"liquibookd at {self.at}: {reply.decode(errors='replace').strip()}")
 
     def _ask(self, request: bytes) -> bytes:
         try:
@@ -58,10 +55,10 @@ class Connection:
                 searched = len(self._input)
                 part = self._socket.recv(READ_BYTES)
                 if not part:
-                    raise BackendError(f"liquibookd at {self.path} closed the connection")
+                    raise BackendError(f"liquibookd at {self.at} closed the connection")
                 self._input += part
         except OSError as error:
-            raise BackendError(f"connection to liquibookd at {self.path} lost: {error.strerror or error}") from None
+            raise BackendError(f"connection to liquibookd at {self.at} lost: {error.strerror or error}") from None
 
     def close(self) -> None:
         self._socket.close()

@@ -23,7 +23,7 @@ from musidecar.testbed import NodeStatus, Testbed, is_alive, wait_until
 from tests.fault.cluster import a_follower_of, another_serves, leader_of
 from tests.fault.test_exchange import Text, same_everywhere
 from tests.unit.fix_client import Peer
-from tests.unit.fix_engines import Asyncfix
+from tests.unit.fix_engines import Asyncfix, Quickfix
 
 TIMEOUT_S = 20.0
 LOGON_S = 2.0
@@ -184,3 +184,27 @@ def test_a_node_that_stops_says_good_bye(bed: Testbed) -> None:
         assert b"\x0135=5\x01" in connection.recv(1 << 16)
         assert connection.recv(1 << 16) == b""
     wait_until("its FIX port has ended", lambda: not is_alive(int(node.more["fix_pid"])), TIMEOUT_S)
+
+
+def test_quickfix_goes_on_at_another_node(bed: Testbed, folder: Path) -> None:
+    status = bed.status()
+    leader, follower = leader_of(status), a_follower_of(status)
+    client, heard = Quickfix(folder, fix_port(leader), fix_port(follower)), Heard()
+    try:
+        for number in range(10):
+            client.order(f"a{number}", "1", 5, "10")
+        while len(heard.accepted) < 10:
+            heard.hear(client.told.get(timeout=TIMEOUT_S))
+        bed.kill(leader)
+        text = Text(follower.client_address)
+        assert text.ask("SELL bob b AAPL 12 1000")[0].split()[4] == "ACCEPT"
+        client.logons.get(timeout=TIMEOUT_S)
+        client.order("a9", "1", 5, "10")  # sent again, for all that the client knows of it
+        client.order("last", "1", 5, "10")
+        while "last" not in heard.accepted or heard.bought < 12:
+            heard.hear(client.told.get(timeout=TIMEOUT_S))
+        assert heard.kinds == executions(leader_of(another_serves(bed, status)), "alice")
+        assert heard.again >= 10
+    finally:
+        client.stop()
+    text.close()
