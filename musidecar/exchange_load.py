@@ -8,9 +8,9 @@ the writes of all traders can be put in that order and given to an exchange of t
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -188,32 +188,15 @@ def _reply(exchange: Exchange, request: str) -> list[str]:
     return exchange.apply(request.encode()).decode().splitlines()[:-1]
 
 
-def trades(events: Iterable[Event]) -> dict[tuple[int, int, int], list[Event]]:
-    """The fills of all traders by trade. Both sides of one are told one after the other: parts 2k and 2k+1 of a write,
-    or 2k+1 and 2k+2, so a trade is found by where it is, its quantity and its price."""
-    found: dict[tuple[int, int, int], list[Event]] = {}
-    for event in events:
-        if event.kind == "FILL":
-            found.setdefault((event.index, event.last, event.at), []).append(event)
-    return found
-
-
 def uneven(events: Iterable[Event]) -> list[str]:
-    """Fills that are there once without the other side, or more than once. Empty: each trade has two sides."""
-    found, seen = [], set()
-    listed = list(events)
-    for event in listed:
-        if (event.index, event.part) in seen:
-            found.append(f"{event.index}.{event.part} was told twice")
-        seen.add((event.index, event.part))
-    for (index, last, at), sides in trades(listed).items():
-        bought = sum(event.last for event in sides if event.side == "BUY")
-        sold = sum(event.last for event in sides if event.side == "SELL")
-        if bought != sold:
-            found.append(f"record {index}: {bought} were bought and {sold} sold at {at}, {last} at a time")
+    """Of all events of all traders: fills without another side, and events that are there twice. Empty: each trade has
+    two sides."""
+    found: list[str] = []
+    places: Counter[tuple[int, int]] = Counter()
+    sides: Counter[tuple[int, int]] = Counter()
+    for event in events:
+        places[event.index, event.part] += 1
+        sides[event.index, event.at] += event.last * (event.kind == "FILL") * (1 if event.side == "BUY" else -1)
+    found += [f"{index}.{part} is there {count} times" for (index, part), count in places.items() if count > 1]
+    found += [f"record {index}: {abs(left)} more on one side at {at}" for (index, at), left in sides.items() if left]
     return found
-
-
-def numbered(prefix: str = "") -> Iterator[str]:
-    """Names that come once."""
-    return (f"{prefix}{number}" for number in itertools.count(1))

@@ -20,6 +20,10 @@ def verb(backend: str) -> None:
 
     check_backend(backend)
     check_server(backend)
+    if backend == "liquibook":
+        from musidecar import exchange_demo
+
+        sys.exit(exchange_demo.run())
     from musidecar import demo
 
     sys.exit(demo.run(backend=backend))

@@ -15,10 +15,12 @@ REMEMBERED = 400  # the ids that requests name; what is older is cancelled, so t
 
 
 class Orders:
-    """An endless stream of lines. Some are resent, some are wrong: an unknown symbol, another's order, nonsense."""
+    """An endless stream of lines. Some are resent, some are wrong: an unknown symbol, another's order, nonsense. Where
+    there are several streams, each has a `prefix` for its ids."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, prefix: str = "") -> None:
         self.dice = random.Random(seed)
+        self.prefix = prefix
         self.count = 0
         self.names: list[tuple[str, str]] = []  # trader, id
         self.sent: list[str] = []
@@ -33,18 +35,18 @@ class Orders:
         self.count += 1
         if len(self.names) > REMEMBERED:
             trader, original = self.names.pop(0)
-            line = f"CANCEL {trader} c{self.count} {original}"
+            line = f"CANCEL {trader} {self.prefix}c{self.count} {original}"
         elif kind < 0.62 or not self.names:
             line = self._new()
         elif kind < 0.76:
             trader, original = dice.choice(self.names)
-            line = f"CANCEL {trader} c{self.count} {original}"
+            line = f"CANCEL {trader} {self.prefix}c{self.count} {original}"
         elif kind < 0.90:
             trader, original = dice.choice(self.names)
             price = self._price() if dice.random() < 0.95 else "MKT"
-            line = f"REPLACE {trader} r{self.count} {original} {dice.randint(1, 60)} {price}"
-            self.names.append((trader, f"r{self.count}"))
-        elif kind < 0.95:
+            line = f"REPLACE {trader} {self.prefix}r{self.count} {original} {dice.randint(1, 60)} {price}"
+            self.names.append((trader, f"{self.prefix}r{self.count}"))
+        elif kind < 0.95 and self.sent:
             return dice.choice(self.sent)
         else:
             return self._wrong()
@@ -56,7 +58,7 @@ class Orders:
         return str(MIDDLE + self.dice.randint(-SPREAD, SPREAD))
 
     def _new(self) -> str:
-        dice, trader, name = self.dice, self.dice.choice(TRADERS), f"n{self.count}"
+        dice, trader, name = self.dice, self.dice.choice(TRADERS), f"{self.prefix}n{self.count}"
         words = [dice.choice(("BUY", "SELL")), trader, name, dice.choice(SYMBOLS), str(dice.randint(1, 50))]
         words.append("MKT" if dice.random() < 0.08 else self._price())
         if dice.random() < 0.12:
@@ -69,9 +71,9 @@ class Orders:
     def _wrong(self) -> str:
         trader, name = self.dice.choice(self.names)
         return self.dice.choice((
-            f"BUY {trader} w{self.count} NONE 1 1", f"CANCEL mallory w{self.count} {name}", f"BUY {trader} w AAPL 0 5",
-            f"SELL {trader} w AAPL 5 -1", f"BUY {trader} {name} AAPL 49 1", "WHAT", f"REPLACE {trader} w {name} 1 9 9",
-            "", f"STATUS {trader} {name}", "DEPTH AAPL", f"EVENTS {trader} 0 3",
+            f"BUY {trader} {self.prefix}w{self.count} NONE 1 1", f"CANCEL mallory {self.prefix}w{self.count} {name}",
+            f"BUY {trader} w AAPL 0 5", f"SELL {trader} w AAPL 5 -1", f"BUY {trader} {name} AAPL 49 1", "WHAT", "",
+            f"REPLACE {trader} w {name} 1 9 9", f"STATUS {trader} {name}", "DEPTH AAPL", f"EVENTS {trader} 0 3",
         ))  # fmt: skip
 
 
