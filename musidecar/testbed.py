@@ -112,10 +112,11 @@ def parse_status(raw: Mapping[str, Any]) -> ClusterStatus:
 def children_of(pid: int) -> list[int]:
     """All living descendants of a process."""
     found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *children_of(child)]
+    with contextlib.suppress(OSError):  # it may end meanwhile
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                for child in map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()):
+                    found += [child, *children_of(child)]
     return found
 
 

@@ -124,13 +124,6 @@ void admin_settings_drop(struct engine *e) {
     buffer_clear(&a->logging);
 }
 
-/* Whether new requests are answered with -BUSY, here and at the nodes whose clients this one serves. */
-void busy_set(struct engine *e, bool busy) {
-    if (e->takeover == TAKE_IDLE || e->context.busy == busy) return;
-    e->context.busy = busy;
-    if (engine_leads(e) && !e->handover.waits) link_announce(e, true); /* a hand-over that comes to nothing announces it */
-}
-
 void admin_ask_role(struct engine *e) {
     struct admin *a = &e->admin;
     if (a->role_pending || a->socket.source.fd < 0) return;

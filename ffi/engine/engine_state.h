@@ -13,11 +13,12 @@
  *   claim.c     what the backend holds from before this life      load.c      DEBUG RELOAD and LOADAOF
  *   own_replica.c  ... that replicate from the leader             client_list.c  CLIENT LIST without the sidecar
  *   own_setting.c  CONFIG SET and ACL changes there               own_client.c   ... at the client's node
+ *   own_answer.c   what the backend says there
  *   wait.c      WAIT                                              engine.c    the object and its loop
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   machine*.c  backends that do not reveal their effects (machine.h)
  *   stale.c     reads that a follower's own backend answers
- *   slowlog.c   the slow log without the sidecar
+ *   slowlog.c   the slow log without the sidecar                  busy.c      a script that does not end
  *   control.c   what passes to and from the control plane
  */
 #ifndef MUSIDECAR_ENGINE_STATE_H
@@ -29,6 +30,7 @@
 #include <time.h>
 
 #include "buffer.h"
+#include "engine/busy.h"
 #include "engine/claim.h"
 #include "engine/engine.h"
 #include "engine/frame.h"
@@ -371,7 +373,8 @@ void shared_pass_on(struct engine *e, const struct destination *to, enum arrival
                     const void *bytes, size_t length); /* from an own connection, behind the ROLE that is being answered */
 void shared_watch(struct engine *e); /* each tick */
 void stand_in_edit(struct buffer *answer); /* the backend's to a stand-in (session.h): the client's */
-void shared_busy(struct engine *e);  /* a script does not end: who only reads need not wait for it */
+void shared_gate(struct engine *e, const struct expect *x, uint64_t offset); /* over what is answered so far: the ROLE's */
+struct buffer *shared_held_by(struct engine *e, const struct destination *to, struct client **client); /* NULL: gone */
 
 /* own.c */
 void owns_init(struct engine *e);
@@ -381,7 +384,8 @@ void owns_tick(struct engine *e);
 void owns_bury(struct engine *e);
 uint64_t owns_seal(struct engine *e);
 uint64_t owns_shared_limit(const struct engine *e); /* absolute count of bytes of the shared connection */
-void owns_deliver(struct engine *e, uint64_t until);
+void owns_deliver(struct engine *e, uint64_t until, bool refused);
+bool owns_refused(const struct engine *e); /* what arrived first tells of nothing done (busy.h) */
 void owns_end(struct engine *e, uint32_t node); /* REPLICA_NOBODY: of all */
 void owns_drop(struct engine *e);
 void owns_kill_replicas(struct engine *e, const struct destination *to); /* the clients' that are, and how many those were */
@@ -462,7 +466,6 @@ void admin_settings_drop(struct engine *e);
 void admin_setting_add(struct engine *e, const void *request, size_t length); /* done here: to be logged; nobody is answered */
 void admin_settled_add(struct engine *e, uint64_t number); /* own_settled() once what was added before is committed */
 void admin_ask_role(struct engine *e);
-void busy_set(struct engine *e, bool busy);
 
 /* config_check.c */
 struct word;

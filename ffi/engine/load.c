@@ -187,17 +187,22 @@ void load_replied(struct engine *e, const struct expect *x) {
     static const char failed[] = "-ERR Error trying to load";
     struct shared *s = &e->shared;
     const struct buffer *info = &s->info;
+    bool refused = busy_begins(buffer_bytes(info), buffer_length(info)), nothing = refused && s->busy.load_refused;
     switch ((enum expect_kind)x->kind) {
         case EXPECT_LOAD:
+            s->busy.load_refused = refused;
             if (buffer_length(info) >= sizeof failed && memcmp(buffer_bytes(info), failed, sizeof failed - 1) == 0) s->changed = true;
             break;
         case EXPECT_LOADED:
-            if (!says(info, "rdb_last_load_keys_expired", "0") || (x->loads == LOADS_AOF && !aof_holds_all(info))) s->changed = true;
+            if (!nothing && (!says(info, "rdb_last_load_keys_expired", "0") || (x->loads == LOADS_AOF && !aof_holds_all(info)))) s->changed = true;
             break;
         case EXPECT_AOF: load_aof(e, &x->to); break;
-        case EXPECT_FUNCTIONS: load_functions(e, info); break;
+        case EXPECT_FUNCTIONS:
+            if (!nothing) load_functions(e, info);
+            else s->writes_out = false, e->more = true;
+            break;
         case EXPECT_WRITTEN:
-            if (*buffer_bytes(info) != '+') s->changed = true;
+            if (*buffer_bytes(info) != '+' && !nothing) s->changed = true;
             if (x->reads) s->writes_out = false;
             e->more = true;
             break;

@@ -6,42 +6,14 @@
 
 #include "engine/engine_state.h"
 #include "engine/own_replica.h"
+#include "engine/own_state.h"
 
 #define WAITING_BYTES_MAX (64u << 20) /* requests that the backend does not take */
 #define ARRIVED_BYTES_MAX (64u << 20) /* of all of them, until a ROLE is answered */
-#define PUSH_BYTES_MAX (512u << 10)   /* in one frame */
+#define SELECT_0 ASK_SELECT "$1\r\n0\r\n"
 #define UNREAD_US_MAX 1000000ull      /* order is no promise: a backend that reads nothing so long need not be waited for */
 
 _Static_assert(sizeof((struct owns *)0)->slots / sizeof(struct own **) >= FABRIC_NODES_MAX, "a table for each node");
-
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t view, sets; int32_t view_count;
-                    uint32_t named; uint8_t head[SLOW_HEAD_BYTES]; uint32_t behind; uint64_t since_ns; /* see slowlog.h */ };
-
-struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; int32_t database_after; };
-
-struct own {
-    struct socket socket;
-    struct destination to;
-    struct own *next, *previous;
-    struct queue expects; /* answers that are to come; none: what comes is not counted */
-    struct resp_reply reply;
-    uint64_t appended, sendable, sent; /* absolute byte counts of socket.out */
-    bool fresh;  /* nothing was sent on it yet: the backend has to accept it first */
-    bool ends;   /* the client says no more: nor do we, once all is sent */
-    bool paused;
-    bool whole; /* what came last ended a line or an answer */
-    bool lent;  /* its client did not ask for it: it is paused */
-    struct own_peer peer;
-    size_t unseen; /* bytes of answers in front of this one that its client is not given */
-    struct buffer edited; /* an answer that is not passed on as it comes, so far */
-    uint64_t number;      /* of all there were */
-    struct own_settings settings;
-    struct arrival held;  /* an answer that waits for the log, in `edited` */
-    struct buffer rest;   /* what came behind an answer that waits for the log */
-    bool orphan;          /* its client has gone; what was sent for it may still change settings */
-    uint64_t sync_at; /* as `sent`: here it asks to be a replica; 0: it does not */
-    struct own_replica *replica; /* it has asked */
-};
 
 struct own_unread { struct destination to; uint64_t shared, since_us; bool fresh; };
 struct own_staged {
@@ -102,7 +74,7 @@ static void own_free(struct engine *e, struct own *own) {
 }
 
 /* Its client has no use for it any more. What the backend was sent it may do all the same, until it has closed it, too. */
-static void own_leave(struct engine *e, struct own *own) {
+void own_leave(struct engine *e, struct own *own) {
     if (own->orphan || buffer_length(&own->settings.named) == 0) return own_free(e, own);
     *place_of(e, own->to.node, own->to.slot) = NULL;
     own->orphan = true;
@@ -150,135 +122,6 @@ static struct own *own_open(struct engine *e, const struct destination *to, bool
     *place = own;
     source_watch(e, &own->socket.source, EPOLLIN);
     return own;
-}
-
-/* ---- what the backend says ------------------------------------------------------------------------------------------ */
-
-static void arrive(struct engine *e, const struct own *own, const struct arrival *a, const void *bytes) {
-    struct owns *o = &e->owns;
-    if (own->orphan) return;
-    struct arrival *last = queue_back(&o->arrivals);
-    bool fresh = queue_length(&o->arrivals) > 0 && o->arrivals.tail - 1 >= o->sealed;
-    bool goes_on = fresh && last->bytes + a->bytes <= PUSH_BYTES_MAX && last->kind == ARRIVAL_PUSH && a->kind == ARRIVAL_PUSH && last->to.node == own->to.node &&
-                   last->to.slot == own->to.slot && last->to.generation == own->to.generation;
-    if (goes_on) last->bytes += a->bytes;
-    else *(struct arrival *)queue_push(&o->arrivals) = *a;
-    buffer_append(&o->arrived, bytes, a->bytes);
-    e->shared.unproven = true; /* a ROLE behind it */
-}
-
-static void own_end(struct engine *e, struct own *own) {
-    arrive(e, own, &(struct arrival){.to = own->to, .kind = ARRIVAL_END}, NULL);
-    own_leave(e, own);
-}
-
-/* The backend has closed it. */
-static void own_broken(struct engine *e, struct own *own) {
-    own_setting_lost(e, &own->settings);
-    own_end(e, own);
-}
-
-/* CLIENT LIST or INFO, as it would be without a sidecar. */
-static void own_list(struct engine *e, struct own *asks, size_t added) {
-    struct buffer peers = {0}, out = {0};
-    for (const struct own *own = e->owns.first; own != NULL; own = own->next)
-        if (own->peer.id != 0 && own->peer.addr[0] != 0) buffer_append(&peers, &own->peer, sizeof own->peer);
-    if (client_list_edit((struct own_peer *)(void *)buffer_bytes(&peers), buffer_length(&peers) / sizeof(struct own_peer), asks->peer.id,
-                         added, asks->unseen, buffer_bytes(&asks->edited), buffer_length(&asks->edited), &out)) {
-        buffer_free(&asks->edited);
-        asks->edited = out;
-    }
-    buffer_free(&peers);
-}
-
-/* Part of an answer which its client is not given as it is. */
-static void own_edit(struct engine *e, struct own *own, const struct own_expect *x, struct arrival a, const uint8_t *bytes, bool done) {
-    buffer_append(&own->edited, bytes, a.bytes);
-    if (!done) return;
-    if (x->asks_id) {
-        own->peer.id = *buffer_bytes(&own->edited) == ':' ? strtoull((const char *)buffer_bytes(&own->edited) + 1, NULL, 10) : 0;
-        buffer_clear(&own->edited);
-        return;
-    }
-    if (x->lists) own_list(e, own, x->added);
-    else if (x->view != VIEW_PLAIN) view_edit(e, x->view, x->view_count, &own->edited);
-    else if (x->stands_in) stand_in_edit(&own->edited);
-    if (x->sets != SETS_NOTHING && own_setting_answered(e, &own->settings, x->sets, x->named, buffer_bytes(&own->edited),
-                                                        buffer_length(&own->edited), own->number)) {
-        own->held = a;
-        return;
-    }
-    a.bytes = buffer_length(&own->edited);
-    a.type = *buffer_bytes(&own->edited);
-    arrive(e, own, &a, buffer_bytes(&own->edited));
-    buffer_clear(&own->edited);
-    buffer_trim(&own->edited, 4096);
-}
-
-/* Between RESET and its answer: what comes answers nothing in particular, so far. */
-static void own_reset(struct engine *e, struct own *own, const uint8_t *bytes, size_t length, bool done) {
-    static const char reset[] = "+RESET\r\n";
-    struct arrival a = {.to = own->to, .bytes = length, .kind = ARRIVAL_PUSH, .type = own->reply.type, .database_after = -1};
-    if (own->reply.type != '+') return arrive(e, own, &a, bytes);
-    buffer_append(&own->edited, bytes, length);
-    if (!done) return;
-    a.bytes = buffer_length(&own->edited);
-    bytes = buffer_bytes(&own->edited);
-    if (a.bytes == sizeof reset - 1 && memcmp(bytes, reset, a.bytes) == 0) {
-        a.kind = ARRIVAL_LAST;
-        a.to.sequence = ((struct own_expect *)queue_front(&own->expects))->sequence;
-        queue_pop(&own->expects);
-    }
-    if (a.kind == ARRIVAL_LAST || !ask_is_seen(bytes, a.bytes)) arrive(e, own, &a, bytes);
-    buffer_clear(&own->edited);
-}
-
-static bool is_edited(const struct own_expect *x) {
-    return x->stands_in || x->lists || x->sets != SETS_NOTHING || (x->view != VIEW_PLAIN && x->replies == 1);
-}
-
-static bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t length) {
-    if (own->replica != NULL) {
-        struct arrival a = {.to = own->to, .bytes = length, .kind = ARRIVAL_PUSH, .database_after = -1};
-        arrive(e, own, &a, bytes);
-        own_replica_passed(own->replica, bytes, length, length < SCRATCH_BYTES, stream_position(e));
-        return true;
-    }
-    while (length > 0) {
-        if (own->settings.waits) return buffer_append(&own->rest, bytes, length), true;
-        struct own_expect *x = queue_front(&own->expects);
-        enum resp_status status;
-        size_t used = resp_reply_feed(&own->reply, bytes, length, &status);
-        if (status == RESP_BAD) return false;
-        bool done = status == RESP_DONE, counted = x != NULL && !own->reply.is_push;
-        struct arrival a = {.to = own->to, .bytes = used, .kind = ARRIVAL_PUSH, .type = own->reply.type, .database_after = -1};
-        if (counted && x->swallow == 0) {
-            a.kind = done && x->replies == 1 ? ARRIVAL_LAST : ARRIVAL_PART;
-            a.to.sequence = x->sequence;
-            a.database_after = x->database_after;
-        }
-        bool resets = counted && x->resets;
-        counted = counted && !resets;
-        bool shown = counted ? x->swallow == 0 : !(done && own->whole && ask_is_seen(bytes, used));
-        if (resets) own_reset(e, own, bytes, used, done);
-        else if (counted && (x->asks_id || (shown && is_edited(x)))) own_edit(e, own, x, a, bytes, done);
-        else if (shown) arrive(e, own, &a, bytes);
-        own->whole = done;
-        own->unseen = !shown ? own->unseen + used : done ? 0 : own->unseen;
-        if (done && counted) {
-            if (x->swallow > 0) x->swallow--;
-            if (--x->replies == 0) {
-                bool late = x->since_ns > 0 && e->now_ns - x->since_ns >= e->slowlog.late_ns;
-                if (late) slowlog_note(e, SLOW_OWN, &own->to, x->head, x->behind, false, own->peer.addr);
-                if (x->pause != PAUSE_NOTHING) client_pause_answered(e, x->pause, own->reply.is_null ? '-' : own->reply.type);
-                queue_pop(&own->expects);
-            }
-        }
-        if (done) resp_reply_reset(&own->reply);
-        bytes += used;
-        length -= used;
-    }
-    return true;
 }
 
 /* ---- order ------------------------------------------------------------------------------------------------------------
@@ -368,7 +211,7 @@ void own_settled(struct engine *e, uint64_t number) {
     own->rest = (struct buffer){0};
     own->settings.waits = false;
     a.bytes = buffer_length(&own->edited);
-    arrive(e, own, &a, buffer_bytes(&own->edited));
+    own_arrive(e, own, &a, buffer_bytes(&own->edited));
     buffer_clear(&own->edited);
     if (own_bytes(e, own, buffer_bytes(&rest), buffer_length(&rest))) own_goes_on(e, own);
     else own_broken(e, own);
@@ -400,11 +243,17 @@ uint64_t owns_seal(struct engine *e) {
     return e->owns.sealed;
 }
 
-/* That ROLE is answered: it goes on to whom it is for, behind that ROLE's gate. */
-void owns_deliver(struct engine *e, uint64_t until) {
+bool owns_refused(const struct engine *e) {
+    const struct arrival *first = queue_length(&e->owns.arrivals) > 0 ? queue_front(&e->owns.arrivals) : NULL;
+    return first != NULL && first->refused;
+}
+
+/* That ROLE is answered: it goes on to whom it is for, behind that ROLE's gate. Refused, what was refused before it goes on. */
+void owns_deliver(struct engine *e, uint64_t until, bool refused) {
     struct owns *o = &e->owns;
     for (; o->arrivals.head < until; queue_pop(&o->arrivals)) {
         const struct arrival *a = queue_front(&o->arrivals);
+        if (refused && !a->refused) break;
         shared_pass_on(e, &a->to, a->kind, a->type, a->database_after, buffer_bytes(&o->arrived), a->bytes);
         buffer_consume(&o->arrived, a->bytes);
     }
@@ -503,11 +352,12 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
         if (!script_log(e, d)) return false;
     }
     size_t added = d->added;
+    bool enters = added > 0 && (own != NULL || memmem(d->bytes, added, SELECT_0, sizeof SELECT_0 - 1) == NULL); /* a new one is there already */
     if (own == NULL && (own = own_open(e, to, d->as_default)) != NULL) added += buffer_length(&own->socket.out);
     bool takes = own != NULL && buffer_length(&own->socket.out) + d->length <= WAITING_BYTES_MAX + e->config.client_input_bytes_max;
     if (!takes) {
         if (own != NULL) own_end(e, own);
-        else arrive(e, &(struct own){.to = *to}, &(struct arrival){.to = *to, .kind = ARRIVAL_END}, NULL);
+        else own_arrive(e, &(struct own){.to = *to}, &(struct arrival){.to = *to, .kind = ARRIVAL_END}, NULL);
         return true;
     }
     own->to.session = to->session;
@@ -519,7 +369,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     uint32_t named = own_setting_staged(&own->settings, d);
     if (d->replies > 0)
         *(struct own_expect *)queue_push(&own->expects) =
-            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, (uint8_t)d->view,
+            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, enters ? 2 : 0, (uint8_t)d->view,
                                 d->sets < SETS_QUEUED ? (uint8_t)d->sets : SETS_NOTHING, d->view_count, named, {0}, 0, e->now_ns};
     if (d->replies > 0) {
         struct own_expect *x = queue_back(&own->expects);
@@ -609,7 +459,7 @@ void owns_kill_replicas(struct engine *e, const struct destination *to) {
     }
     char text[16];
     struct arrival a = {.to = *to, .bytes = (size_t)snprintf(text, sizeof text, ":%u\r\n", count), .kind = ARRIVAL_LAST, .type = ':', .database_after = -1};
-    arrive(e, &(struct own){.to = *to}, &a, text);
+    own_arrive(e, &(struct own){.to = *to}, &a, text);
 }
 
 /* This node does not lead any more; nobody is told through here. */

@@ -12,7 +12,7 @@
 
 #define REFUSALS_APART_US 1000000ull /* further apart, and it had not refused all the time */
 
-static struct buffer *held_by(struct engine *e, const struct destination *to, struct client **client) {
+struct buffer *shared_held_by(struct engine *e, const struct destination *to, struct client **client) {
     *client = NULL;
     struct link *link = &e->links[to->node];
     if (to->node != e->self) return link->socket.source.fd >= 0 && link->session == to->session ? &link->socket.out : NULL;
@@ -36,7 +36,7 @@ static void segment_add(struct engine *e, const struct destination *to, size_t b
 /* Part of an answer; `last`: with this it is complete. */
 void shared_deliver(struct engine *e, const struct expect *x, const void *bytes, size_t length, bool last, uint8_t type) {
     struct client *client;
-    struct buffer *out = held_by(e, &x->to, &client);
+    struct buffer *out = shared_held_by(e, &x->to, &client);
     if (out == NULL) return;
     size_t before = buffer_length(out);
     if (client != NULL) {
@@ -87,7 +87,7 @@ static void deliver_locals(struct engine *e) {
 void shared_pass_on(struct engine *e, const struct destination *to, enum arrival_kind kind, uint8_t type, int32_t database_after,
                     const void *bytes, size_t length) {
     struct client *client;
-    struct buffer *out = held_by(e, to, &client);
+    struct buffer *out = shared_held_by(e, to, &client);
     if (out == NULL) return;
     if (kind <= ARRIVAL_LAST) {
         const struct expect x = {.database_after = database_after, .to = *to};
@@ -110,17 +110,24 @@ void shared_pass_on(struct engine *e, const struct destination *to, enum arrival
     segment_add(e, to, buffer_length(out) - before);
 }
 
+void shared_gate(struct engine *e, const struct expect *x, uint64_t offset) {
+    struct shared *s = &e->shared;
+    *(struct gate *)queue_push(&s->gates) =
+        (struct gate){.offset = offset, .covered = x->covered, .segments = s->open_segments, .kept = s->kept_whole, .since_ns = x->since_ns,
+                        .known_ns = e->now_ns};
+    s->open_segments = 0;
+}
+
 static bool gate_add(struct engine *e, const struct expect *x) {
     struct shared *s = &e->shared;
     struct redis_role role;
     if (!redis_role_read(buffer_bytes(&s->role), buffer_length(&s->role), &role) || !role.is_master) return false;
     buffer_clear(&s->role);
     s->roles_in_flight--;
-    owns_deliver(e, x->arrivals);
-    *(struct gate *)queue_push(&s->gates) =
-        (struct gate){.offset = role.offset, .covered = x->covered, .segments = s->open_segments, .kept = s->kept_whole, .since_ns = x->since_ns,
-                        .known_ns = e->now_ns};
-    s->open_segments = 0;
+    owns_deliver(e, x->arrivals, false);
+    s->busy.offset = role.offset;
+    s->busy.ran = s->busy.role_refused = false;
+    shared_gate(e, x, role.offset);
     histogram_add(&e->stages[STAGE_BACKEND], e->now_ns - x->since_ns);
     e->counters.batches++;
     return true;
@@ -136,9 +143,14 @@ static void answered_late(struct engine *e, const struct expect *x) {
 static bool reply_done(struct engine *e, struct expect *x) {
     struct shared *s = &e->shared;
     uint8_t type = s->reply.type;
-    if (e->context.busy) busy_set(e, false); /* what answers here is not held up by a script */
-    if (x->kind == EXPECT_SWALLOW && type == '-') return false;
-    if (x->kind == EXPECT_ROLE && !gate_add(e, x)) return false;
+    bool refused = type == '-' && busy_refused(&s->busy, x->block);
+    if (e->context.busy && !refused) busy_set(e, false); /* what answers here is not held up by a script */
+    if (x->kind == EXPECT_SWALLOW && type == '-' && !refused) return false;
+    if (x->kind == EXPECT_SWALLOW && type != '*' && type != '%') busy_switched(e, refused);
+    if (x->kind == EXPECT_ROLE && refused) busy_role(e, x);
+    else if (x->kind == EXPECT_ROLE && !gate_add(e, x)) return false;
+    if (!s->reply.is_push && !busy_may_follow(&s->busy, x, refused)) return false;
+    s->busy.head_bytes = 0;
     if (!s->reply.is_push) {
         if (x->swallow > 0) x->swallow--;
         x->replies--;
@@ -176,46 +188,6 @@ void shared_watch(struct engine *e) {
     if (!refuses || e->now_us - s->refused_since_us < e->config.backend_timeout_us) return;
     s->refused_since_us = e->now_us;
     engine_tell(e, ENGINE_REFUSES, 0, 0);
-}
-
-static bool same_client(const struct destination *a, const struct destination *b) {
-    return a->node == b->node && a->slot == b->slot && a->generation == b->generation;
-}
-
-/* Waits nothing else for its client's sake in front of it, nor an answer that is held back? */
-static bool is_next(struct engine *e, uint64_t at) {
-    struct shared *s = &e->shared;
-    const struct expect *x = queue_at(&s->expects, at);
-    for (uint64_t i = s->expects.head; i < at; i++) {
-        const struct expect *before = queue_at(&s->expects, i);
-        if ((before->kind == EXPECT_CLIENT || before->kind == EXPECT_LOCAL) && same_client(&before->to, &x->to)) return false;
-    }
-    struct client *client;
-    struct buffer *out = held_by(e, &x->to, &client);
-    return out != NULL && (client == NULL || client->releasable == buffer_length(out));
-}
-
-#define BUSY_LOOKS_MAX 1024u /* each looks at those in front of it */
-
-/* They stand behind the script on this connection, where each of its own would have had this answer from the backend. What
- * the backend says to them in the end is dropped. Writes wait: they will be done. The first may be the script itself. */
-void shared_busy(struct engine *e) {
-    static const char busy[] = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n";
-    struct shared *s = &e->shared;
-    bool first = true;
-    uint64_t end = s->expects.tail - s->expects.head < BUSY_LOOKS_MAX ? s->expects.tail : s->expects.head + BUSY_LOOKS_MAX;
-    for (uint64_t i = s->expects.head; i < end; i++) {
-        struct expect *x = queue_at(&s->expects, i);
-        if (x->kind != EXPECT_CLIENT) continue;
-        bool behind = !first;
-        first = false;
-        if (!behind || !x->reads || !is_next(e, i)) continue;
-        const struct destination to = x->to;
-        x->kind = EXPECT_DROP;
-        struct client *c = to.node == e->self ? client_find(e, to.slot, to.generation) : NULL;
-        if (c != NULL) client_answer(e, c, busy, sizeof busy - 1);
-        else if (to.node != e->self) link_answer(e, &to, busy, sizeof busy - 1);
-    }
 }
 
 /* ---- answers -------------------------------------------------------------------------------------------------------- */
@@ -276,6 +248,7 @@ static bool shared_bytes(struct engine *e, const uint8_t *bytes, size_t length) 
         enum resp_status status;
         size_t used = resp_reply_feed(&s->reply, bytes, length, &status);
         if (status == RESP_BAD) return false;
+        if (s->reply.type == '-') busy_head(&s->busy, bytes, used);
         if (x->kind == EXPECT_ROLE) buffer_append(&s->role, bytes, used);
         if (*bytes == '-' && s->reply.type == '-') refusal_note(e, bytes, used);
         if (x->kind >= EXPECT_AOF) buffer_append(&s->info, bytes, used);
@@ -297,7 +270,7 @@ void shared_event(struct engine *e, uint32_t events) {
     ssize_t n = recv(s->socket.source.fd, e->scratch, SCRATCH_BYTES, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) backend_lost(e, "its shared connection closed");
-    else if (!shared_bytes(e, e->scratch, (size_t)n)) backend_lost(e, "it answered what was not asked");
+    else if (!shared_bytes(e, e->scratch, (size_t)n)) backend_lost(e, s->busy.adrift ? "its script ended behind a SELECT" : "it answered what was not asked");
     else s->heard_ns = e->now_ns;
     if (s->changed) backend_changed(e, "what it loaded from its disk is not what it had");
 }
@@ -404,5 +377,6 @@ void shared_close(struct engine *e) {
     s->heard_ns = 0;
     s->refused_us = s->refused_since_us = 0;
     s->unproven = false;
+    s->busy = (struct busy){0};
     if (e->machine.protocol != NULL) machine_closed(e);
 }

@@ -2,6 +2,7 @@
 #ifndef MUSIDECAR_ENGINE_SHARED_H
 #define MUSIDECAR_ENGINE_SHARED_H
 
+#include "engine/busy.h"
 #include "engine/slowlog.h"
 #include "engine/source.h"
 #include "protocols/redis/resp.h"
@@ -70,6 +71,7 @@ struct shared {
     int32_t database;                  /* that the connection will be in; -1 unknown */
     uint8_t protocol;
     struct resp_reply reply;
+    struct busy busy;
     struct buffer role;                /* the ROLE reply coming in */
     struct buffer info;                /* what it is asked for load.c and slowlog.c: the reply coming in */
     uint64_t heard_ns;                 /* when it was read last */

@@ -274,7 +274,7 @@ void turn_end(struct engine *e) {
     turn_seal(e);
     if (e->slowlog.due) slowlog_fetch(e);
     if (e->big.active) turn_big(e);
-    if (!s->unproven || e->big.active) return;
+    if (!s->unproven || e->big.active || busy_holds_role(e)) return;
     if (s->writes_out) return turn_mark(e, e->command_index > e->admin_index ? e->command_index : e->admin_index);
     static const char role[] = ASK_ROLE;
     shared_append(e, role, sizeof role - 1);

@@ -216,6 +216,46 @@ def test_who_only_reads_is_told_that_a_script_does_not_end(shared_bed: Testbed, 
         assert writes.ask("SET rw 5") == ["+OK"] and reads.ask("GET rw", 2) == ["$1", "5"]
 
 
+def test_a_script_on_a_connection_of_its_own_costs_nobody_the_leader(shared_bed: Testbed, node: NodeStatus) -> None:
+    """What stands on the shared connection meanwhile, questions of the sidecar's among it, the server answers -BUSY."""
+    before, spin = shared_bed.status(), encode((b"EVAL", b"repeat until false", b"0"))
+    with contextlib.ExitStack() as stack:
+        spins, writes, block, reads, kills = (stack.enter_context(Line(node)) for _ in range(5))
+        assert writes.ask("SET n 1") == ["+OK"] and block.ask("SELECT 3") == ["+OK"]
+        for _ in range(2):
+            assert spins.ask("WATCH w") == ["+OK"]
+            spins.connection.sendall(spin)
+            writes.say("INCR n")
+            block.say("MULTI", "SET n 1", "EXEC")
+            while not reads.ask("TYPE w")[0].startswith("-BUSY"):
+                pass
+            assert kills.ask("SCRIPT KILL") == ["+OK"]
+            assert spins.hear()[0].startswith("-ERR") and spins.ask("UNWATCH") == ["+OK"]
+            assert writes.hear()[0].startswith((":", "-BUSY"))
+            assert block.hear()[0] == "+OK"
+            queued, done = block.hear()[0], block.hear()[0]
+            assert done.startswith(("-EXECABORT", "*1")), (queued, done)
+            if done == "*1":
+                assert block.hear() == ["+OK"]
+            assert writes.ask("SET n 1") == ["+OK"] and block.ask("DBSIZE")[0] in (":0", ":1")
+        after = shared_bed.status()
+        assert (after.leader, after.term) == (before.leader, before.term), shared_bed.logs()
+
+
+def test_who_enters_while_a_script_runs_is_in_his_own_database(shared_bed: Testbed, node: NodeStatus) -> None:
+    """The server refuses to SELECT meanwhile, and lets him WATCH: he is closed, or in the right one."""
+    with Line(node) as spins, Line(node) as enters, Line(node) as other:
+        assert other.ask("SET place 0") == ["+OK"]
+        assert enters.ask("SELECT 3") == ["+OK"] and enters.ask("SET place 3") == ["+OK"]
+        assert spins.ask("WATCH w") == ["+OK"]
+        spins.connection.sendall(encode((b"EVAL", b"repeat until false", b"0")))
+        while not other.ask("GET place")[0].startswith("-BUSY"):
+            other.hear()
+        said = enters.ask("WATCH w")
+        assert other.ask("SCRIPT KILL") == ["+OK"] and spins.hear()[0].startswith("-ERR")
+        assert said == [""] or enters.ask("GET place", 2) == ["$1", "3"], said
+
+
 # ---- users and settings ----------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ class Doer(threading.Thread):
 
     def __init__(self, node: NodeStatus, kind: str, number: int) -> None:
         super().__init__(daemon=True)
-        self.key, self.kind = f"{kind}:{node.id}:{number}", kind
+        self.key, self.kind, self.node = f"{kind}:{node.id}:{number}", kind, node
         self.done, self.trouble, self.closed, self.over = 0, "", False, threading.Event()
         self.line = Line(node)
         self.start()
@@ -98,8 +98,14 @@ def fail_over(planted: Nursery, place: str, chance: random.Random) -> tuple[int,
         plants.await_stop(leader.pid)
         os.kill(leader.pid, signal.SIGKILL)
         after = another_serves(bed, before)
-        stateful = [d for d in doers if d.kind != "block"]
-        wait_until("those with state are closed", lambda: all(d.closed or d.trouble for d in stateful), 20)
+        reached = {d.key: d.done for d in doers}
+
+        def ends_or_goes_on(d: Doer) -> bool:
+            """Between two transactions a client has no state, unless it is another user."""
+            may_go_on = d.node is not leader and d.kind != "user"
+            return d.closed or d.trouble != "" or (may_go_on and d.done > reached[d.key])
+
+        wait_until("those with state are closed, the others go on", lambda: all(map(ends_or_goes_on, doers)), 20)
         client = bed.client(leader_of(after))
         for doer in doers:
             doer.over.set()
@@ -120,7 +126,7 @@ def fail_over(planted: Nursery, place: str, chance: random.Random) -> tuple[int,
 @pytest.mark.parametrize("place", PLACES)
 def test_rule_05_what_was_under_way_was_done_whole_and_once_or_not_at_all(planted: Nursery, place: str) -> None:
     done, closed = fail_over(planted, place, random.Random(place))
-    assert done > 50 and closed >= 18
+    assert done > 50 and closed >= 12  # all of the leader's node, and the other user's
 
 
 @pytest.mark.slow
