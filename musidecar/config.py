@@ -156,6 +156,8 @@ class Backend(_Section):
             for key in sorted(protocols.kind(name).options - own):
                 if getattr(self, key) is not None:
                     yield key, f"is for kind = {name!r}, and this is {self.kind}"
+        if self.spawn and protocols.kind(self.kind).embedded:
+            yield "spawn", f"is for a server; kind = {self.kind!r} is a part of your own program"
         if self.item_bytes_max is not None and self.item_bytes_max > (self.memory_bytes or MEMORY_BYTES) // 2:
             yield "item_bytes_max", f"{self.item_bytes_max} is more than half of memory_bytes"
 

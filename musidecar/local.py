@@ -177,6 +177,8 @@ def check_server(backend: str) -> None:
 def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str | None) -> None:
     check_backend(backend)
     kind = protocols.kind(backend)
+    if kind.embedded:
+        raise ConfigError([f"--backend {backend}: your own program serves it, and runs its node, too: docs/api.md"])
     if fabric not in ("shm", "verbs"):
         raise ConfigError([f"--fabric {fabric}: unknown: there are shm and verbs"])
     if nodes not in NODE_COUNTS:

@@ -45,7 +45,7 @@ from musidecar.config import Cluster, ConfigError, Node
 from musidecar.engine import Engine, Event, check_fabric, engine_settings, replica_config, set_members
 from musidecar.fabrics import EngineError, Fabric, make_fabric
 from musidecar.protocols import backend as backends
-from musidecar.protocols.backend import Ask, BackendError, Claim, Prepared
+from musidecar.protocols.backend import Ask, BackendError, Claim, Prepared, Wanted
 from musidecar.protocols.server import log_tail
 
 OPEN_S, OPEN_POLL_S = 5.0, 0.001  # for the engine to take a new life of another node up
@@ -88,6 +88,9 @@ def _live(sidecar: Sidecar) -> int:
             return 2 if isinstance(error, ConfigError | formation.Unfit) else 1
         finally:
             sidecar.close()
+            if sidecar.stuck:  # a thread that cannot be ended holds the memory
+                logging.shutdown()
+                os._exit(1)
 
 
 class _Signals:
@@ -109,18 +112,25 @@ class _Signals:
 class Sidecar:
     """What one node holds. `start()` brings it to where clients are served, `loop()` stays, `close()` gives back."""
 
-    def __init__(self, config: Cluster, node: Node, *, replace_data: bool) -> None:
+    def __init__(
+        self, config: Cluster, node: Node, *, replace_data: bool,
+        backend: Callable[[Wanted], backends.Backend] | None = None,
+    ) -> None:  # fmt: skip
+        """backend: makes it, where it is not made by its kind alone."""
         self.config, self.node, self.replace_data = config, node, replace_data
         self.member = mesh.Member.of(config, node.id)
         self.home = places.home(config, node)
         self.stopping = False
         self.again = False  # another life is to follow
         self.failed = False
+        self.stuck = False  # the engine's thread could not be ended, and what it uses is left behind
+        self.observers: list[Callable[[Event], None]] = []  # called in the main thread with each of the engine's
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._todo: collections.deque[Callable[[], None]] = collections.deque()
         self._mesh = mesh.Mesh(self.member)
         token = places.feed_token(self.member, node.id)
-        self._backend = backends.make(node.backend.kind, places.wanted_backend(config, node, token))
+        wanted = places.wanted_backend(config, node, token)
+        self._backend = backend(wanted) if backend is not None else backends.make(node.backend.kind, wanted)
         self._vitals = vitals.Watch(self._backend)
         self._backend_pid: int | None = None
         self._backend_fd: int | None = None  # pidfd
@@ -481,6 +491,8 @@ class Sidecar:
         assert self._engine is not None
         for event in self._engine.events():
             self._on_event(event)
+            for observer in self.observers:
+                observer(event)
 
     def _on_event(self, event: Event) -> None:
         if event.kind == lib.ENGINE_LOG:
@@ -596,9 +608,7 @@ class Sidecar:
         if self._formed is not None and ended:
             mesh.close_all(list(self._formed.links.values()))
             self._formed.fabric.close()
-        if not ended:  # a thread that cannot be ended holds the memory
-            logging.shutdown()
-            os._exit(1)
+        self.stuck = not ended
 
     def _stop_engine(self) -> bool:
         engine, thread = self._engine, self._thread

@@ -16,13 +16,15 @@ from pathlib import Path
 class Kind:
     """What is known of a backend before one runs. name: in the configuration. title: for people. binary: the server
     that a node starts, unless told, and package: Debian's that has it. options: keys of a node's `backend` table that
-    mean something to it, beside those that every backend has."""
+    mean something to it, beside those that every backend has. embedded: it is a part of the user's own program, which
+    runs the node, too (musidecar.api)."""
 
     name: str
     title: str
     binary: str
     package: str
     options: frozenset[str] = field(default_factory=frozenset)
+    embedded: bool = False
 
 
 def names() -> list[str]:

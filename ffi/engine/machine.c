@@ -2,6 +2,7 @@
 #include "engine/engine_state.h"
 #include "protocols/liquibook/protocol.h"
 #include "protocols/memcached/memcached.h"
+#include "protocols/own/protocol.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -11,7 +12,7 @@
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
 static const struct protocol *const PROTOCOLS[] = {[PROTOCOL_REDIS] = NULL /* it reveals its effects */, [PROTOCOL_MEMCACHED] = &memcached_protocol,
-                                                   [PROTOCOL_LIQUIBOOK] = &liquibook_protocol};
+                                                   [PROTOCOL_LIQUIBOOK] = &liquibook_protocol, [PROTOCOL_OWN] = &own_protocol};
 
 static const struct protocol *protocol_find(uint32_t number) {
     return number < sizeof PROTOCOLS / sizeof *PROTOCOLS ? PROTOCOLS[number] : NULL;

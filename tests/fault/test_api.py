@@ -1,0 +1,140 @@
+"""Machines of three processes, all of which propose; leaders killed in the middle of batches: every record once, every
+result the right one."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from musidecar.bench.machines import Machines
+from musidecar.testbed import wait_until
+from tests.fault.api_node import BATCH, THREADS
+
+NODE = Path(__file__).with_name("api_node.py")
+MOVES_S = 30.0
+
+
+class Ledgers(Machines):
+    """api_node.py at every node. What it was told stands in `told`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = self.folder / "told"
+        self.told.mkdir()
+
+    def begin(self, node: int, *settings: str) -> int:
+        """Its process's number."""
+        return self.start(node, NODE, self.path, str(node), self.told, *settings).pid
+
+    def dies_in_a_batch(self, node: int) -> None:
+        """It kills itself between two records of one."""
+        self.running[node].send_signal(signal.SIGUSR1)
+        assert self.running[node].wait(MOVES_S) == -signal.SIGKILL
+        self.kill(node)
+
+    def all_ready(self) -> None:
+        assert {node: self.hear(node) for node in self.running} == dict.fromkeys(self.running, "ready")
+
+    def leader(self) -> int:
+        """Waits for one."""
+        wait_until("a leader", lambda: self.status()["leader"] in self.running, MOVES_S)
+        found: int = self.status()["leader"]
+        return found
+
+    def moves(self, more: int = 4 * BATCH) -> None:
+        """Until so much more has been told to every thread of a process that runs."""
+        pids = {str(process.pid) for process in self.running.values()}
+        files = [path for path in self.told.iterdir() if path.name.split(".")[1] in pids]
+        before = {path: lines(path) for path in files}
+        assert len(files) == THREADS * len(pids)
+        wait_until("more", lambda: all(lines(path) >= before[path] + more for path in files), MOVES_S)
+
+    def stop(self) -> None:
+        """Nobody proposes any more."""
+        for node in self.running:
+            self.say(node)
+        assert {self.hear(node) for node in self.running} == {"stopped"}
+
+    def states(self) -> dict[int, Any]:
+        """What each node's machine holds."""
+        for node in self.running:
+            self.say(node)
+        found = {node: json.loads(self.hear(node)) for node in self.running}
+        for node in self.running:
+            self.hear(node)
+        return found
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
+
+
+class Told:
+    """A thread's file. sent: numbers below this may have been. told: number -> (index, place in the ledger)."""
+
+    def __init__(self, path: Path) -> None:
+        self.sent = 0
+        self.raised = ""
+        self.told: dict[int, tuple[int, int]] = {}
+        for line in path.read_text().split("\n")[:-1]:
+            kind, *words = line.split()
+            if kind == "told":
+                self.told[int(words[0])] = int(words[1]), int(words[2])
+            elif kind == "sends":
+                self.sent = int(words[0])
+            else:
+                self.raised = words[0]
+
+
+@pytest.fixture
+def ledgers() -> Iterator[Ledgers]:
+    with Ledgers() as made:
+        yield made
+
+
+def check(ledgers: Ledgers) -> int:
+    """Of every thread: what it was told is there, at the place that it was told, in order and once; of one that lives,
+    all that it has sent. Returns how many records there are."""
+    records = (ledgers.told / "records").read_text().split("\n")
+    alive = {str(process.pid) for process in ledgers.running.values()}
+    places: dict[str, dict[int, int]] = {}
+    for place, record in enumerate(records, 1):
+        name, _, number = record.partition(" ")
+        assert number not in places.setdefault(name, {}), f"{record} is there twice"
+        places[name][int(number)] = place
+    indexes: set[int] = set()
+    for path in ledgers.told.iterdir():
+        if path.name == "records":
+            continue
+        found, there = Told(path), places.get(path.name, {})
+        assert list(there) == sorted(there), f"{path.name}: out of order"
+        assert max(there, default=-1) < found.sent
+        assert {n: there.get(n) for n in found.told} == {n: place for n, (_, place) in found.told.items()}
+        assert not indexes & {index for index, _ in found.told.values()}
+        indexes |= {index for index, _ in found.told.values()}
+        if path.name.split(".")[1] in alive and not found.raised:
+            assert set(there) == set(range(found.sent)) == set(found.told)
+    return len(records)
+
+
+def test_leaders_killed_in_the_middle_of_batches(ledgers: Ledgers) -> None:
+    for node in (1, 2, 3):
+        ledgers.begin(node, "dump")
+    ledgers.all_ready()
+    for _ in range(3):
+        ledgers.moves()
+        leader = ledgers.leader()
+        ledgers.dies_in_a_batch(leader)
+        ledgers.moves()
+        ledgers.begin(leader, "dump")
+        assert ledgers.hear(leader) == "ready"
+        ledgers.moves()
+    ledgers.stop()
+    states = ledgers.states()
+    assert len({state["hash"] for state in states.values()}) == 1, states
+    assert states[1]["count"] == check(ledgers)
