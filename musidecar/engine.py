@@ -156,9 +156,9 @@ class Engine:
         """Hands the RDB over that the engine asked for under `number`; takes the descriptor."""
         self._check(lib.engine_install_rdb(self._e, fd, length, offset, number), "RDB")
 
-    def install_copy(self, done: int, given: int, exact: int, number: int) -> None:
+    def install_copy(self, done: int, given: int, exact: int, due_s: int, number: int) -> None:
         """The own backend was filled, as the engine asked for under `number`; the rest as engine.h has it."""
-        self._check(lib.engine_install_copy(self._e, done, given, exact, number), "copy")
+        self._check(lib.engine_install_copy(self._e, done, given, exact, due_s, number), "copy")
 
     def install_tail(self, piece: bytes, number: int) -> None:
         """Hands the piece of the stream over that the engine asked for under `number`."""
@@ -187,9 +187,9 @@ class Engine:
 
     def points(self) -> Point:
         """Where the own backend stands in the log, of one that is filled by Python."""
-        done, given = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        life = lib.engine_points(self._e, done, given)
-        return Point(life, done[0], given[0])
+        done, given, due_s = (ffi.new("uint64_t *") for _ in range(3))
+        life = lib.engine_points(self._e, done, given, due_s)
+        return Point(life, done[0], given[0], due_s[0])
 
     def backend_objection(self, term: int) -> str | None:
         """Why the own backend's data must not be given to a node in that term; None when it may.

@@ -84,10 +84,10 @@ class Fetching:
         given = got.foot.get("given")
         if not isinstance(given, int):
             raise transfer.TransferFailed(f"node {got.node} does not say how far its server was given the log")
-        exact = got.head.get("exact", 0)
-        if not isinstance(exact, int):
+        exact, due_s = got.head.get("exact", 0), got.head.get("due_s", 0)
+        if not isinstance(exact, int) or not isinstance(due_s, int):
             raise transfer.TransferFailed(f"node {got.node} does not say what the copy holds")
-        self._engine.install_copy(got.offset, given, exact, self._number)
+        self._engine.install_copy(got.offset, given, exact, due_s, self._number)
 
     def _take_tail(self, after: int) -> None:
         got = transfer.fetch_tail(

@@ -141,11 +141,13 @@ class Check:
 @dataclass(frozen=True)
 class Point:
     """Where a backend stands in the log: it has answered all records up to `done`, and none behind `given` was given to
-    it. life: 0 while it does not hold the cluster's data; else another number whenever it did not in between."""
+    it. life: 0 while it does not hold the cluster's data; else another number whenever it did not in between. due_s:
+    when what it was told to do later is to be logged, Unix time; 0: there is nothing."""
 
     life: int
     done: int
     given: int
+    due_s: int = 0
 
 
 Points = Callable[[], Point]

@@ -78,6 +78,10 @@ struct protocol {
     /* NULL, or: appends what goes in front of a logged request where it is given to a backend. Numbers rise along the log and are the
      * same at every node. A backend that is told them says in a copy up to which one it holds (engine_install_copy()). */
     void (*stamp)(uint64_t number, struct buffer *out);
+    /* NULL, or: whether the logged request changes when `due`, a request that changes all keys, is to be logged as well: *due_s,
+     * Unix time, or 0: not any more. The leader sees to it. */
+    bool (*delays)(const uint8_t *command, size_t length, uint64_t *due_s);
+    const char *due;
     /* DECIDE: appends what the backend is asked; returns how often it answers that. */
     uint32_t (*question)(const struct protocol_request *r, const uint8_t *bytes, struct buffer *out);
     /* DECIDE: `item` becomes what the backend's answers to the question say. False: they are none. */

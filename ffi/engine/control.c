@@ -93,8 +93,8 @@ int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset
     return control_push(e, (struct control){.kind = CONTROL_RDB, .fd = fd, .bytes = bytes, .offset = offset, .number = number});
 }
 
-int engine_install_copy(struct engine *e, uint64_t done, uint64_t given, uint64_t exact, uint64_t number) {
-    return control_push(e, (struct control){.kind = CONTROL_COPY, .fd = -1, .bytes = given, .offset = done, .exact = exact, .number = number});
+int engine_install_copy(struct engine *e, uint64_t done, uint64_t given, uint64_t exact, uint64_t due_s, uint64_t number) {
+    return control_push(e, (struct control){.kind = CONTROL_COPY, .fd = -1, .bytes = given, .offset = done, .exact = exact, .due_s = due_s, .number = number});
 }
 
 int engine_install_tail(struct engine *e, const void *bytes, uint64_t length, uint64_t number) {

@@ -91,11 +91,12 @@ int engine_install_rdb(struct engine *e, int fd, uint64_t bytes, uint64_t offset
 int engine_install_tail(struct engine *e, const void *bytes, uint64_t length, uint64_t number);
 /* Any thread: the same of a backend that does not reveal its effects, which the control plane has filled itself. done, given: what
  * engine_points() said at the donor before the copy was begun (at least a of the event), and after its end. exact: the number of the
- * last request that the copy holds, where the backend is told such numbers (protocol.h), else 0. */
-int engine_install_copy(struct engine *e, uint64_t done, uint64_t given, uint64_t exact, uint64_t number);
+ * last request that the copy holds, where the backend is told such numbers (protocol.h), else 0. due_s: as
+ * engine_points() said at any time since the copy was begun. */
+int engine_install_copy(struct engine *e, uint64_t done, uint64_t given, uint64_t exact, uint64_t due_s, uint64_t number);
 /* Any thread: `done` is the last record whose requests the backend has answered, with all before it; none behind `given` was given to
- * it. Returns 0 while the backend does not hold the cluster's data, else a number that is another whenever it did not in between. */
-uint64_t engine_points(struct engine *e, uint64_t *done, uint64_t *given);
+ * it; due_s: when what it was told to do later is to be logged (Unix time, protocol.h), 0: nothing is. Returns 0 while the backend does not hold the cluster's data, else a number that is another whenever it did not in between. */
+uint64_t engine_points(struct engine *e, uint64_t *done, uint64_t *given, uint64_t *due_s);
 /* Any thread: the fetch asked for with this number failed; the engine asks again after a pause. */
 int engine_rdb_failed(struct engine *e, uint64_t number);
 

@@ -207,7 +207,7 @@ struct listener { struct source source; struct listener *next; };
 enum control_kind { CONTROL_LISTEN, CONTROL_LISTEN_FEED, CONTROL_LINK, CONTROL_RDB, CONTROL_TAIL, CONTROL_RDB_FAILED, CONTROL_PEER,
                     CONTROL_HAND_OVER, CONTROL_PAUSE, CONTROL_BACKEND_READY,
                     CONTROL_REMOVE, CONTROL_COPY };
-struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number, exact; uint8_t *tail; };
+struct control { enum control_kind kind; int fd; uint32_t peer; uint64_t bytes, offset, number, exact, due_s; uint8_t *tail; };
 
 struct engine {
     struct engine_config config;

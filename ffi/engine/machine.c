@@ -22,7 +22,10 @@ bool machine_init(struct engine *e) {
     struct machine *m = &e->machine;
     m->protocol = protocol_find(e->config.protocol);
     m->limits = (struct protocol_limits){.item_bytes_max = e->config.item_bytes_max, .exact = e->config.exact};
-    if (m->protocol != NULL) queue_init(&m->places, sizeof(struct place), 256);
+    if (m->protocol != NULL) {
+        queue_init(&m->places, sizeof(struct place), 256);
+        machine_due_init(m);
+    }
     return m->protocol != NULL || e->config.protocol == 0;
 }
 
@@ -32,6 +35,7 @@ void machine_free(struct engine *e) {
     struct buffer *buffers[] = {&m->answer, &m->replies, &m->command, &m->reply, &m->given_answer, &m->collected};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) buffer_free(buffers[i]);
     if (m->places.data != NULL) queue_free(&m->places);
+    if (m->delays.data != NULL) queue_free(&m->delays);
 }
 
 void machine_closed(struct engine *e) {
@@ -40,6 +44,7 @@ void machine_closed(struct engine *e) {
     buffer_clear(&m->answer);
     buffer_clear(&m->replies);
     queue_clear(&m->places);
+    queue_clear(&m->delays);
     machine_locks_clear(e);
     m->collects = m->want_pending = m->reads = false;
     buffer_free(&m->collected);
@@ -79,9 +84,10 @@ void machine_backend(struct engine *e) {
     note_done(e, 0);
 }
 
-uint64_t engine_points(struct engine *e, uint64_t *done, uint64_t *given) {
+uint64_t engine_points(struct engine *e, uint64_t *done, uint64_t *given, uint64_t *due_s) {
     *done = atomic_load(&e->machine.done); /* read first: what is done was given */
     *given = atomic_load(&e->machine.given);
+    *due_s = atomic_load(&e->machine.due_s);
     if (*given < *done) *given = *done;
     return atomic_load(&e->machine.life);
 }
@@ -131,6 +137,7 @@ void machine_place(struct engine *e, uint64_t first, uint64_t index, const uint8
                (struct expect){.kind = EXPECT_RERUN, .replies = 1, .database_after = -1, .style = entry.replies, .reply_bytes = entry.swallow,
                                .to = {o->node, o->slot, o->generation, o->sequence, 0},
                                .life = entry.flags & COMMAND_FORWARDED ? o->life : 0, .since_ns = e->now_ns});
+        machine_due_logged(e, bytes + at + sizeof entry, command);
     }
     machine_sealed(e, index);
     turn_mark(e, index);
@@ -161,6 +168,7 @@ bool machine_log(struct engine *e, const struct request *r, uint32_t style) {
     bool logged = turn_log(e, &entry, buffer_bytes(&m->command), &expect, command, NULL);
     m->command.end -= reply;
     if (!logged) return false;
+    machine_due_logged(e, buffer_bytes(&m->command), command);
     buffer_append(&m->replies, buffer_bytes(&m->reply), reply);
     e->shared.unproven = true;
     return true;
@@ -169,6 +177,7 @@ bool machine_log(struct engine *e, const struct request *r, uint32_t style) {
 void machine_turn_end(struct engine *e) {
     struct shared *s = &e->shared;
     struct machine *m = &e->machine;
+    machine_due_step(e);
     bool logs = e->batch != NULL; /* posted after everything of this turn came: its commit is a probe, too */
     turn_seal(e);
     if (e->big.active) turn_big(e);
@@ -255,6 +264,7 @@ static bool answer_done(struct engine *e) {
     buffer_clear(&m->answer);
     buffer_trim(&m->answer, ANSWER_LARGE_BYTES);
     buffer_trim(&m->given_answer, ANSWER_LARGE_BYTES);
+    machine_due_done(m, x.end);
     note_done(e, x.end);
     return true;
 }
@@ -340,6 +350,7 @@ void machine_recede(struct engine *e) {
     queue_clear(&s->staged);
     if (e->big.active) m->replies.end -= e->big.expect.reply_bytes;
     for (struct place *p = queue_back(&m->places); p != NULL && p->end > s->sendable; p = queue_back(&m->places)) m->places.tail--;
+    machine_due_recede(e);
     for (struct expect *x = queue_back(&s->expects); x != NULL && x->end > s->sendable; x = queue_back(&s->expects)) {
         m->replies.end -= x->reply_bytes;
         s->expects.tail--;

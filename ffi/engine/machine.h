@@ -51,7 +51,8 @@ struct machine {
     struct buffer command, reply, given_answer; /* scratch */
     struct queue places;             /* struct place */
     uint64_t placed, applied;        /* last COMMAND placed; last record that went through apply */
-    _Atomic uint64_t done, given, life; /* see engine_points() */
+    _Atomic uint64_t done, given, life, due_s; /* see engine_points() */
+    struct queue delays;             /* machine_due.c */
     uint64_t lives;
     uint64_t flush_us;               /* what was placed at a follower leaves then, or when it is much; 0: nothing waits */
     bool reads;                      /* something of this turn needs a probe */
@@ -106,6 +107,13 @@ void machine_answered(struct engine *e, uint64_t key_hash, const uint8_t *bytes,
 void machine_locks_step(struct engine *e);
 void machine_locks_clear(struct engine *e);
 void machine_locks_free(struct engine *e);
+
+/* machine_due.c */
+void machine_due_init(struct machine *m);
+void machine_due_logged(struct engine *e, const uint8_t *bytes, size_t length); /* it was placed, at the end of the shared connection */
+void machine_due_done(struct machine *m, uint64_t end);      /* the backend has answered all in front of that */
+void machine_due_recede(struct engine *e);
+void machine_due_step(struct engine *e);
 
 /* machine_client.c */
 size_t machine_process(struct engine *e, struct client *c, const uint8_t *bytes, size_t length);

@@ -53,6 +53,7 @@ void machine_filled(struct engine *e, const struct control *c) {
     m->collects = m->want_pending = false;
     m->copied = m->protocol->stamp != NULL ? c->exact : c->offset;
     m->complete = c->bytes;
+    atomic_store(&m->due_s, c->due_s);
     e->counters.refilled++;
     backend_set(e, BACKEND_SYNCING);
     const uint8_t *at = buffer_bytes(&m->collected);

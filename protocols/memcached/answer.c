@@ -10,11 +10,10 @@ bool memcached_failed(const uint8_t *ack, size_t ack_length) { return starts_wit
 /* Without its end; *rest is what follows it. */
 static struct span first_line(struct span text, struct span *rest) {
     if (text.length == 0) return *rest = text, text;
-    const uint8_t *end = memchr(text.bytes, '\n', text.length);
+    const uint8_t *end = memmem(text.bytes, text.length, "\r\n", 2);
     size_t line = end == NULL ? text.length : (size_t)(end - text.bytes);
-    size_t taken = end == NULL ? line : line + 1;
+    size_t taken = end == NULL ? line : line + 2;
     *rest = (struct span){text.bytes + taken, text.length - taken};
-    if (line > 0 && text.bytes[line - 1] == '\r') line--;
     return (struct span){text.bytes, line};
 }
 
@@ -134,6 +133,9 @@ bool memcached_answer(uint32_t style, const uint8_t *reply, size_t reply_length,
             if (!failed && !begins_word(ack, ack_length, "ME") && !begins_word(ack, ack_length, "EN")) return false;
             return put_me(text, term, out), true;
         case STYLE_REPLY: return put_reply((struct span){reply, reply_length}, text, term, style & STYLE_HIDE_REPLY, out);
+        case STYLE_FLUSH:
+            if (begins_word(ack, ack_length, "MN")) return buffer_text(out, "OK\r\n"), true;
+            break;
         case STYLE_TOO_LARGE: return buffer_text(out, TOO_LARGE), true;
         case STYLE_META_CAS:
             if (!failed && !is_meta(text)) return false;

@@ -54,7 +54,8 @@ class Dump:
 
     @property
     def head(self) -> dict[str, Any]:
-        return {"offset": self._began.done, "item_bytes_max": int(self._asker.stats("settings")["item_size_max"])}
+        items = int(self._asker.stats("settings")["item_size_max"])
+        return {"offset": self._began.done, "due_s": self._points().due_s, "item_bytes_max": items}
 
     def foot(self) -> dict[str, Any]:
         return {"given": self._ended.given if self._ended else None, "items": self.items}

@@ -66,6 +66,9 @@ bool memcached_decide(const struct protocol_request *r, const uint8_t *bytes, vo
 size_t memcached_reply(struct protocol_reply *state, uint32_t answers, const uint8_t *bytes, size_t length, enum protocol_status *status);
 bool memcached_answer(uint32_t style, const uint8_t *reply, size_t reply_length, const uint8_t *ack, size_t ack_length, uint64_t term,
                       struct buffer *out);
+/* protocol.h: delays() and due. */
+extern const char memcached_flush[];
+bool memcached_delays(const uint8_t *command, size_t length, uint64_t *due_s);
 bool memcached_failed(const uint8_t *ack, size_t ack_length);
 void memcached_status(const char *name, uint64_t value, struct buffer *out);
 

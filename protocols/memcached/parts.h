@@ -55,6 +55,10 @@ static_assert(sizeof(struct parts) <= sizeof(((struct protocol_request *)0)->par
 static inline struct parts *parts_of(struct protocol_request *r) { return (struct parts *)(void *)r->parsed; }
 static inline const struct parts *parts(const struct protocol_request *r) { return (const struct parts *)(const void *)r->parsed; }
 
+/* flush_all as the backend is given it, and what it is given for one with a delay: Unix time, or 0 for never, follows. */
+#define FLUSH "flush_all"
+#define DELAY "mn flush_all "
+
 /* How the client's answer is made of the backend's. */
 enum style {
     STYLE_PLAIN = 0,       /* as it is */
@@ -63,6 +67,7 @@ enum style {
     STYLE_ME = 3,          /* cas=<number> in it */
     STYLE_REPLY = 4,       /* what was decided, with the CAS number that the backend's brings in place of its first NUL */
     STYLE_TOO_LARGE = 5,
+    STYLE_FLUSH = 6,       /* OK, whether it is done or is to come */
     STYLE_KIND = 7,
     /* and */
     STYLE_HIDE_ALL = 8,    /* noreply */

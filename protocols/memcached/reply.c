@@ -1,5 +1,6 @@
 /*
- * reply.c: where an answer of the backend ends. An answer says by its first word what it is: one line, unless
+ * reply.c: where an answer of the backend ends. A line ends with "\r\n": what `stats conns` prints of a socket may have any
+ * byte in it. An answer says by its first word what it is: one line, unless
  *   VA <bytes> ...                       a line and a value
  *   VALUE <key> <flags> <bytes> ...      the same, and more of them or END
  *   STAT, ITEM, PREFIX                   more of them or END
@@ -21,6 +22,7 @@ struct reading {
     uint8_t field;         /* being read: the word is 0 */
     uint8_t digits;
     uint8_t word_length;
+    bool returned;         /* the byte before was a '\r' */
     char word[WORD_BYTES_MAX];
 };
 static_assert(sizeof(struct reading) <= sizeof(struct protocol_reply), "the state has room");
@@ -68,6 +70,20 @@ static bool field_bytes(struct reading *g, const uint8_t *bytes, size_t length, 
     return true;
 }
 
+/* Whether the line ends in these bytes. */
+static bool line_bytes(struct reading *g, const uint8_t *bytes, size_t length, size_t *at) {
+    while (*at < length) {
+        const uint8_t *end = memchr(bytes + *at, '\n', length - *at);
+        size_t last = end == NULL ? length : (size_t)(end - bytes);
+        if (last > *at) g->returned = bytes[last - 1] == '\r';
+        bool ended = end != NULL && g->returned;
+        *at = end == NULL ? length : last + 1;
+        if (end != NULL) g->returned = false;
+        if (ended) return true;
+    }
+    return false;
+}
+
 /* -1: bad; 1: it was the last one of its answer. */
 static int line_end(struct reading *g) {
     g->stage = STAGE_WORD;
@@ -95,9 +111,7 @@ size_t memcached_reply(struct protocol_reply *state, uint32_t answers, const uin
         } else if (g->stage == STAGE_FIELDS) {
             if (!field_bytes(g, bytes, length, &at)) return at;
         } else if (g->stage == STAGE_LINE) {
-            const uint8_t *end = memchr(bytes + at, '\n', length - at);
-            at = end == NULL ? length : (size_t)(end - bytes) + 1;
-            int ended = end == NULL ? 0 : line_end(g);
+            int ended = line_bytes(g, bytes, length, &at) ? line_end(g) : 0;
             if (ended < 0) return at;
             over = ended > 0;
         } else {

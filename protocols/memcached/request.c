@@ -168,6 +168,7 @@ static void flush_all(struct protocol_request *r, const struct line *l, struct b
     if (l->count != (p->quiet ? 2 : 1) && !take_exptime(p, l, 1)) return request_answer(r, l, answer, BAD_EXPTIME);
     r->class = PROTOCOL_WRITE;
     r->length = l->consumed;
+    r->style |= STYLE_FLUSH;
     r->all_keys = true;
 }
 

@@ -74,14 +74,27 @@ static void set(struct buffer *out, const struct parts *p, const uint8_t *bytes,
     put_value(out, p, bytes);
 }
 
+/* With a delay: a request that does nothing, and says when (memcached_delays()). */
 static void flush_all(struct buffer *out, const struct parts *p, uint64_t now_s) {
     int64_t at = absolute_s(p->exptime, now_s);
-    buffer_text(out, "flush_all");
-    if (at > (int64_t)now_s || (p->exptime > RELATIVE_S_MAX && at < FIRST_START_S)) {
-        buffer_append(out, " ", 1);
-        put_i64(out, at);
+    bool never = p->exptime > RELATIVE_S_MAX && at < FIRST_START_S;
+    if (at > (int64_t)now_s || never) {
+        buffer_text(out, DELAY);
+        put_u64(out, never ? 0 : (uint64_t)at);
+    } else {
+        buffer_text(out, FLUSH);
     }
     put_line_end(out);
+}
+
+const char memcached_flush[] = FLUSH "\r\n";
+
+bool memcached_delays(const uint8_t *command, size_t length, uint64_t *due_s) {
+    *due_s = 0;
+    if (begins_word(command, length, FLUSH)) return true;
+    if (!starts_with(command, length, DELAY)) return false;
+    for (size_t at = sizeof DELAY - 1; at < length && command[at] >= '0' && command[at] <= '9'; at++) *due_s = *due_s * 10 + (uint64_t)(command[at] - '0');
+    return true;
 }
 
 void memcached_rewrite(const struct protocol_request *r, const uint8_t *bytes, uint64_t now_s, struct buffer *out) {

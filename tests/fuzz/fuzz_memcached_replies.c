@@ -15,9 +15,11 @@ static struct memcached_item item;
 
 struct plain { const uint8_t *bytes; size_t length, at; };
 
+static bool ends(uint8_t c) { return c == ' ' || c == '\r' || c == '\n'; }
+
 static bool word_is(const uint8_t *line, size_t length, const char *word) {
     size_t n = strlen(word);
-    return length >= n && memcmp(line, word, n) == 0 && (length == n || line[n] == ' ' || line[n] == '\r');
+    return length >= n && memcmp(line, word, n) == 0 && (length == n || ends(line[n]));
 }
 
 /* The n-th word of a line, a number. */
@@ -25,17 +27,17 @@ static bool number(const uint8_t *line, size_t length, int n, uint64_t *value) {
     size_t at = 0, digits = 0;
     for (; at < length && n > 0; at++) n -= line[at] == ' ';
     for (*value = 0; at < length && line[at] >= '0' && line[at] <= '9'; at++, digits++) *value = *value * 10 + line[at] - '0';
-    return n == 0 && digits > 0 && digits <= 10 && (at == length || line[at] == ' ' || line[at] == '\r') && *value <= INT32_MAX;
+    return n == 0 && digits > 0 && digits <= 10 && (at == length || ends(line[at])) && *value <= INT32_MAX;
 }
 
 /* A line, and the value behind it. 0: not whole, or none. */
 static int plain_line(struct plain *p, bool *goes_on, const char **list) {
     static const char *const LISTS[] = {"VALUE", "STAT", "ITEM", "PREFIX"};
-    const uint8_t *line = p->bytes + p->at, *end = memchr(line, '\n', p->length - p->at);
+    const uint8_t *line = p->bytes + p->at, *end = memmem(line, p->length - p->at, "\r\n", 2);
     uint64_t size;
     if (end == NULL) return 0;
     size_t length = (size_t)(end - line);
-    p->at += length + 1;
+    p->at += length + 2;
     *goes_on = false;
     if (!(line[0] >= 'A' && line[0] <= 'Z') && !(line[0] >= '0' && line[0] <= '9')) return 0;
     for (size_t i = 0; i < sizeof LISTS / sizeof *LISTS; i++) *goes_on |= word_is(line, length, LISTS[i]);

@@ -37,10 +37,10 @@ GIVEN = [
     (b"flush_all\r\n", "write", b"flush_all\r\n"),
     (b"flush_all 0 noreply\r\n", "write", b"flush_all\r\n"),
     (b"flush_all -1\r\n", "write", b"flush_all\r\n"),
-    (b"flush_all 10\r\n", "write", b"flush_all 1800000010\r\n"),
-    (b"flush_all 1800000500\r\n", "write", b"flush_all 1800000500\r\n"),
+    (b"flush_all 10\r\n", "write", b"mn flush_all 1800000010\r\n"),
+    (b"flush_all 1800000500 noreply\r\n", "write", b"mn flush_all 1800000500\r\n"),
     (b"flush_all 1799999999\r\n", "write", b"flush_all\r\n"),
-    (b"flush_all 2592001\r\n", "write", b"flush_all 2592001\r\n"),
+    (b"flush_all 2592001\r\n", "write", b"mn flush_all 0\r\n"),
     (b"gat 10 a b\r\n", "write", b"gat 1800000010 a b\r\n"),
     (b"me a\r\n", "read", b"me a\r\n"),
     (b"me Zm9v b\r\n", "read", b"me Zm9v b\r\n"),
@@ -284,6 +284,7 @@ REPLIES = [
     b"STAT a b\r\nSTAT END c\r\nEND\r\n",
     b"VALUE a\rb 0 3\r\nabc\r\nEND\r\n",
     b"PREFIX a get 1\r\nEND\r\n",
+    b"STAT 10:addr unix:/x\n\xff\r\r \n\r\nSTAT 10:state conn_listening\r\nEND\r\n",  # not ended by a NUL there
     b"SERVER_ERROR out of memory storing object\r\n",
 ]
 
