@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 CC ?= gcc
 C_FILES := $(shell find ffi protocols tests bench musidecar/bench -name '*.c' 2>/dev/null | sort)
-CORE_FILES := $(wildcard ffi/core/*.c ffi/fabric/*.c ffi/engine/*.c protocols/*/*.c)
+CORE_FILES := $(wildcard ffi/core/*.c ffi/fabric/*.c ffi/engine/*.c ffi/gate/*.c protocols/*/*.c)
 C_FLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -I. -Iffi
 PYTEST := $(PY) -m pytest
 

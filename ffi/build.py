@@ -19,7 +19,7 @@ from cffi import FFI
 CDEF = "ffi/cdef.txt"
 SOURCES = sorted(
     path
-    for folder in ("ffi/core", "ffi/fabric", "ffi/engine", "ffi/bench", "protocols/*")
+    for folder in ("ffi/core", "ffi/fabric", "ffi/engine", "ffi/gate", "ffi/bench", "protocols/*")
     for path in glob(f"{folder}/*.c")
 )
 HEADERS = sorted(glob("ffi/**/*.h", recursive=True) + glob("protocols/**/*.h", recursive=True))

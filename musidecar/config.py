@@ -34,7 +34,6 @@ from musidecar.protocols.memcached import MEMORY_BYTES
 SOCKET_PATH_BYTES_MAX = 107  # sun_path less its NUL
 MESH_NAME_BYTES_MAX = 32  # longest name of a socket inside `directory`
 NODE_COUNTS = (3, 5)
-BACKENDS_PLANNED = ("herd",)
 
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -117,11 +116,9 @@ def _port(value: object) -> object:
 
 def check_kind(value: object) -> None:
     """ValueError unless this version works with that kind of backend."""
-    known = [name for name in protocols.names() if name not in BACKENDS_PLANNED]
-    if value in known:
-        return
-    works = f"this version works with {' and '.join(known)}"
-    raise ValueError(f"{value} is not there yet: {works}" if value in BACKENDS_PLANNED else f"unknown: {works}")
+    known = protocols.names()
+    if value not in known:
+        raise ValueError(f"unknown: this version works with {' and '.join(known)}")
 
 
 class Backend(_Section):
@@ -142,6 +139,13 @@ class Backend(_Section):
     fix_port: Annotated[str, BeforeValidator(_port)] | None = None
     fix_name: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] | None = None
     fix_decimals: Annotated[int, Field(strict=True, ge=0, le=8)] | None = None
+    herd_main: FilePath | None = None
+    workers: Annotated[int, Field(strict=True, ge=1, le=128)] | None = None
+    registry: Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")] | None = None
+    port_index: Annotated[int, Field(strict=True, ge=0, le=8)] | None = None
+    keys_max: Annotated[int, Field(strict=True, ge=1024, le=1 << 28)] | None = None
+    answer_ms: Ms | None = None
+    start_ms: Ms | None = None
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -158,6 +162,8 @@ class Backend(_Section):
                     yield key, f"is for kind = {name!r}, and this is {self.kind}"
         if self.spawn and protocols.kind(self.kind).embedded:
             yield "spawn", f"is for a server; kind = {self.kind!r} is a part of your own program"
+        if self.kind == "herd" and not self.spawn:
+            yield "spawn", "has to be true: HERD is behind a gate that the node starts"
         if self.item_bytes_max is not None and self.item_bytes_max > (self.memory_bytes or MEMORY_BYTES) // 2:
             yield "item_bytes_max", f"{self.item_bytes_max} is more than half of memory_bytes"
 

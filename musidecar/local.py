@@ -43,7 +43,7 @@ class Local:
 
     folder: new, empty, or left by a dead cluster; if that was stopped in order, it goes on with its data.
     port: node i listens on 127.0.0.1, port + i - 1.
-    settings: more of the configuration, by table: `{"timing": {"fail_us": 50_000}}`.
+    settings: more of the configuration, by table: `{"timing": {"fail_us": 50_000}}`; "backend" is that of every node.
     fix_port: of liquibook: node i listens for FIX on 127.0.0.1, fix_port + i - 1.
     ConfigError when something is in the way: the folder, a port, no server to start.
     """
@@ -69,7 +69,7 @@ class Local:
         self._lock = directory.claim(self.folder)
         try:
             path = self.folder / "cluster.toml"
-            name = _name_of(path, nodes, backend) if directory.keeps_data(self.folder) else ""
+            name = _titleof(path, nodes, backend) if directory.keeps_data(self.folder) else ""
             path.write_text(_toml(name or _new_name(), nodes, port, backend, fabric, binary, settings or {}, fix_port))
             if not name:
                 secret.create(self.folder / "secret")
@@ -185,6 +185,10 @@ def _check_usage(nodes: int, port: int, backend: str, fabric: str, binary: str |
         raise ConfigError([f"--nodes {nodes}: a cluster has {' or '.join(map(str, NODE_COUNTS))} nodes"])
     if not 1 <= port <= 65536 - nodes:
         raise ConfigError([f"--port {port}: node {nodes} would listen on {port + nodes - 1}"])
+    if kind.program != "binary":
+        check_server(backend)
+        if binary is None:
+            raise ConfigError([f"--backend {backend}: name {kind.title}'s own program with --binary"])
     if shutil.which(binary or kind.binary) is None:
         hint = f"apt-get install {kind.package}, or name it with --binary"
         raise ConfigError([f"{binary or kind.binary}: not found on PATH: {hint}"])
@@ -220,7 +224,7 @@ def _new_name() -> str:
     return f"local-{secrets.token_hex(4)}"
 
 
-def _name_of(path: Path, nodes: int, backend: str) -> str:
+def _titleof(path: Path, nodes: int, backend: str) -> str:
     """The name of the cluster whose data is kept here. ConfigError when it had another number of nodes, or another
     backend."""
     config = load(path)
@@ -237,7 +241,9 @@ def _toml(
     fix_port: int | None,
 ) -> str:  # fmt: skip
     """The text of a configuration file (a JSON string is a TOML string too)."""
-    chosen = f"binary = {json.dumps(binary or protocols.kind(backend).binary)}"
+    kind = protocols.kind(backend)
+    program = shutil.which(binary or kind.binary) if kind.program != "binary" else binary or kind.binary
+    every = [f"{kind.program} = {json.dumps(program)}", *_keys(settings.get("backend", {}))]
     lines = [
         "# Written by `musidecar local`; configs/cluster.toml in the source explains every key.",
         "[cluster]",
@@ -248,18 +254,20 @@ def _toml(
         *_keys(settings.get("cluster", {})),
     ]
     for i in range(1, nodes + 1):
-        more = "" if fix_port is None else f", fix_port = {fix_port + i - 1}"
+        table = [f'kind = "{backend}"', f'socket = "{backend}-{i}.sock"', "spawn = true", *every]
+        table += [f"fix_port = {fix_port + i - 1}"] if fix_port is not None else []
+        table += [f'{kind.lone_address} = "127.0.0.{i}"'] if kind.lone_address else []
         lines += [
             "",
             "[[nodes]]",
             f"id = {i}",
             f'client = "127.0.0.1:{port + i - 1}"',
             f'log = "{i}.log"',
-            f'backend = {{ kind = "{backend}", socket = "{backend}-{i}.sock", spawn = true, {chosen}{more} }}',
+            f"backend = {{ {', '.join(table)} }}",
         ]
-    for table, values in settings.items():
-        if table != "cluster":
-            lines += ["", f"[{table}]", *_keys(values)]
+    for title, values in settings.items():
+        if title not in ("cluster", "backend"):
+            lines += ["", f"[{title}]", *_keys(values)]
     return "\n".join(lines) + "\n"
 
 

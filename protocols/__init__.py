@@ -17,7 +17,8 @@ class Kind:
     """What is known of a backend before one runs. name: in the configuration. title: for people. binary: the server
     that a node starts, unless told, and package: Debian's that has it. options: keys of a node's `backend` table that
     mean something to it, beside those that every backend has. embedded: it is a part of the user's own program, which
-    runs the node, too (musidecar.api)."""
+    runs the node, too (musidecar.api). program: the key that names the server; not `binary` where that is what stands
+    before it. lone_address: a key with an address of the host that no two nodes can share."""
 
     name: str
     title: str
@@ -25,6 +26,8 @@ class Kind:
     package: str
     options: frozenset[str] = field(default_factory=frozenset)
     embedded: bool = False
+    program: str = "binary"
+    lone_address: str = ""
 
 
 def names() -> list[str]:

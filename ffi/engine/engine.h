@@ -9,7 +9,7 @@
 #include "fabric/fabric.h"
 #include "protocols/redis/commands.h"
 
-enum engine_protocol { PROTOCOL_REDIS = 0, PROTOCOL_MEMCACHED = 1, PROTOCOL_LIQUIBOOK = 2, PROTOCOL_OWN = 3 };
+enum engine_protocol { PROTOCOL_REDIS = 0, PROTOCOL_MEMCACHED = 1, PROTOCOL_LIQUIBOOK = 2, PROTOCOL_OWN = 3, PROTOCOL_HERD = 4 };
 
 struct engine_config {
     struct replica_config replica;

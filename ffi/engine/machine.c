@@ -1,5 +1,6 @@
 /* machine.c: the shared connection of a backend that every node gives the same requests; see machine.h. */
 #include "engine/engine_state.h"
+#include "protocols/herd/protocol.h"
 #include "protocols/liquibook/protocol.h"
 #include "protocols/memcached/memcached.h"
 #include "protocols/own/protocol.h"
@@ -12,7 +13,8 @@
 static const struct record_origin NO_ORIGIN = {0, 0, 0};
 
 static const struct protocol *const PROTOCOLS[] = {[PROTOCOL_REDIS] = NULL /* it reveals its effects */, [PROTOCOL_MEMCACHED] = &memcached_protocol,
-                                                   [PROTOCOL_LIQUIBOOK] = &liquibook_protocol, [PROTOCOL_OWN] = &own_protocol};
+                                                   [PROTOCOL_LIQUIBOOK] = &liquibook_protocol, [PROTOCOL_OWN] = &own_protocol,
+                                                   [PROTOCOL_HERD] = &herd_protocol};
 
 static const struct protocol *protocol_find(uint32_t number) {
     return number < sizeof PROTOCOLS / sizeof *PROTOCOLS ? PROTOCOLS[number] : NULL;

@@ -18,11 +18,12 @@ from musidecar.cli import options
 @click.option("--reads", type=click.Choice(["linearizable", "local"]), default="linearizable", show_default=True,
               help="After READONLY: local may be stale.")
 @click.option("--fix-port", type=int, metavar="PORT", help="liquibook: node i listens for FIX on PORT + i - 1.")
+@click.option("--workers", type=int, metavar="COUNT", help="herd: how many it was built with.")
 @click.option("--restart", is_flag=True, help="Start a node that died again.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def verb(
     backend: str, nodes: int, port: int, folder: Path | None, fabric: str, binary: str | None, reads: str,
-    fix_port: int | None, restart: bool, log_json: bool,
+    fix_port: int | None, workers: int | None, restart: bool, log_json: bool,
 ) -> None:  # fmt: skip
     """A cluster on this host, in the foreground.
 
@@ -33,6 +34,9 @@ def verb(
     from musidecar import local
     from musidecar.directory import default_directory
 
+    settings: dict[str, dict[str, int | str]] = {"cluster": {"reads": reads}} if reads != "linearizable" else {}
+    if workers is not None:
+        settings["backend"] = {"workers": workers}
     cluster = local.Local(
         folder or default_directory(),
         nodes=nodes,
@@ -40,7 +44,7 @@ def verb(
         backend=backend,
         fabric=fabric,
         binary=binary,
-        settings={"cluster": {"reads": reads}} if reads != "linearizable" else None,
+        settings=settings,
         fix_port=fix_port,
         options=("--log-json",) if log_json else (),
     )

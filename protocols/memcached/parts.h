@@ -1,6 +1,6 @@
 /*
- * parts.h: private to protocols/memcached: what memcached_request() found, kept in protocol_request.parsed; the styles of an
- * answer; small writers.
+ * parts.h: private to protocols/memcached, and to protocols/herd, which speaks some of it: what memcached_request() found, kept in
+ * protocol_request.parsed; the styles of an answer; small writers.
  */
 #ifndef MUSIDECAR_MEMCACHED_PARTS_H
 #define MUSIDECAR_MEMCACHED_PARTS_H

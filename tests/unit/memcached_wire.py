@@ -65,7 +65,8 @@ def limits(exact: bool = True, item_bytes_max: int = ITEM_BYTES_MAX) -> Any:
 class Reader:
     """What a client sends, as the engine reads it: fed in parts, it tells the requests."""
 
-    def __init__(self, bounds: Any | None = None) -> None:
+    def __init__(self, bounds: Any | None = None, protocol: Any = PROTOCOL) -> None:
+        self._protocol = protocol
         self.limits = bounds if bounds is not None else limits()
         self.held = b""
         self.swallow = 0
@@ -96,14 +97,14 @@ class Reader:
         c = ffi.new("struct protocol_request *")
         c.scanned = self.scanned
         kept = ffi.new("uint8_t[]", data) if data else ffi.NULL
-        PROTOCOL.request(self.limits, kept, len(data), c, self._answer.c)
+        self._protocol.request(self.limits, kept, len(data), c, self._answer.c)
         why = None if c.why == ffi.NULL else ffi.string(c.why)
         return Request(c, kept, NAMES[getattr(c, "class")], c.length, c.swallow, self._answer.take(), why)
 
 
-def rewrite(request: Request, now_s: int) -> bytes:
+def rewrite(request: Request, now_s: int, protocol: Any = PROTOCOL) -> bytes:
     out = Buffer()
-    PROTOCOL.rewrite(request.c, request.bytes, now_s * 1_000_000, out.c)
+    protocol.rewrite(request.c, request.bytes, now_s * 1_000_000, out.c)
     return out.take()
 
 

@@ -47,10 +47,9 @@ def test_completion_knows_the_verbs(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["local", "--backend", "herd"], "herd: not there yet: this version works with redis and liquibook"),
+        (["local", "--backend", "herd", "--binary", "main"], "HERD is spoken to by RDMA"),
         (["local", "--backend", "postgres"], "--backend postgres: unknown: this version works with redis"),
-        (["local", "--backend", "herd"], "herd: not there yet"),
-        (["demo", "--backend", "herd"], "herd: not there yet"),
+        (["demo", "--backend", "herd"], "HERD is spoken to by RDMA"),
         (["local", "--backend", "mysql"], "mysql: unknown"),
         (["local", "--fabric", "token-ring"], "token-ring: unknown"),
         (["local", "--nodes", "4"], "3 or 5"),

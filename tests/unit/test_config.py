@@ -130,7 +130,7 @@ def test_sizes_with_units() -> None:
 @pytest.mark.parametrize(
     ("backend", "expected"),
     [
-        ({"kind": "herd", "socket": "s"}, "nodes[0].backend.kind: herd is not there yet"),
+        ({"kind": "herd", "socket": "s", "workers": 0}, "nodes[0].backend.workers: "),
         ({"kind": "postgres", "socket": "s"}, "nodes[0].backend.kind: "),
         ({"kind": "redis"}, "give either socket"),
         ({"socket": "s", "address": "h:1"}, "give either socket"),

@@ -31,6 +31,7 @@ QEMU = "qemu-system-x86_64"
 REMEDY = "tools/setup --vm"
 MEMORY_MB = 2048
 CPUS = 2
+HERD = ("HERD_MAIN", "HERD_WORKERS", "HERD_HUGE_PAGES")  # see tests/vm/herd_double.py
 EMULATED_CPU = "Nehalem,+rdrand"  # has SSE 4.2; one with AVX tempts the C library into what is slow to emulate
 BOOT_TIMEOUT_S = 300.0
 BOOT_CPU_S = 70.0  # twelve are enough; what burns more is stuck, what has had less only waits for its turn
@@ -155,11 +156,12 @@ class Machine:
     def _command(self, kernel: Kernel, initramfs: Path) -> list[str]:
         words = ["console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=on", "no_timer_check"]
         words += [f"TREE={TREE}", f"PYTHON={sys.executable}"]
+        words += [f"{name}={value}" for name, value in os.environ.items() if name in HERD]
         share = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
         return [
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-net", "none"),
             *("-accel", self.accelerator, "-cpu", "host" if self.accelerator == "kvm" else EMULATED_CPU),
-            *("-smp", str(CPUS), "-m", str(MEMORY_MB)),
+            *("-smp", str(CPUS), "-m", os.environ.get("HERD_MEMORY_MB", str(MEMORY_MB))),
             *("-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", " ".join(words)),
             *("-serial", f"file:{self.console_path}"),
             *("-virtfs", share),
