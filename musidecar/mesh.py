@@ -31,9 +31,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from musidecar.closing import Closing
 from musidecar.config import Cluster, split_address
 from musidecar.secret import load as load_secret
 
@@ -167,7 +167,7 @@ def _set_up_tcp(sock: socket.socket) -> None:
 # ---- frames ----------------------------------------------------------------------------------------------------------
 
 
-class Connection:
+class Connection(Closing):
     """Frames over a stream socket. One thread at a time. Unreachable when it breaks or a deadline passes."""
 
     def __init__(self, sock: socket.socket, peer: Peer, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
@@ -283,14 +283,6 @@ class Connection:
 
     def close(self) -> None:
         self.sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def node_name(node: int) -> str:

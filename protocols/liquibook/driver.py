@@ -6,9 +6,8 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from musidecar.closing import Closing
 from musidecar.protocols import server
 from musidecar.protocols.server import START_TIMEOUT_S, Address, BackendError, Server
 
@@ -16,7 +15,7 @@ END_LINE = b"\nEND\n"
 READ_BYTES = 1 << 18
 
 
-class Connection:
+class Connection(Closing):
     """A connection, to liquibookd itself (a path) or to whatever speaks like it. BackendError when it cannot be made,
     is lost, or stays silent for `timeout_s`."""
 
@@ -62,14 +61,6 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def version() -> str:

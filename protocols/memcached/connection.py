@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
+from musidecar.closing import Closing
 from musidecar.protocols.server import Address, BackendError
 
 LINE_BYTES_MAX = 1 << 16
@@ -22,7 +21,7 @@ class ReplyError(BackendError):
     """The server answered with an error line."""
 
 
-class Connection:
+class Connection(Closing):
     """BackendError when it cannot be made, is lost, or stays silent for `timeout_s`."""
 
     def __init__(self, address: Address, timeout_s: float = 5.0) -> None:
@@ -121,11 +120,3 @@ class Connection:
     def close(self) -> None:
         self._file.close()
         self.sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

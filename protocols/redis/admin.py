@@ -7,11 +7,11 @@ list, None; an error reply is raised as `ReplyError`.
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import hiredis
 
+from musidecar.closing import Closing
 from musidecar.protocols.server import Address as Address
 from musidecar.protocols.server import BackendError as BackendError
 
@@ -35,7 +35,7 @@ def encode(*words: str | bytes | int) -> bytes:
     return b"".join(parts)
 
 
-class Connection:
+class Connection(Closing):
     """A connection, logged in. BackendError when it cannot be made, is lost, or stays silent for `timeout_s`."""
 
     def __init__(self, address: Address, timeout_s: float = 5.0, *, login: bool = True) -> None:
@@ -100,11 +100,3 @@ class Connection:
 
     def close(self) -> None:
         self.sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from socket import create_connection
-from types import TracebackType
-from typing import Self
 
+from musidecar.closing import Closing
 from musidecar.protocols.liquibook.driver import Connection, spawn
 from musidecar.protocols.liquibook.fix_wire import Message
 from tests.unit.fix_client import Peer
@@ -62,7 +61,7 @@ class Exchange:
         self.server.stop()
 
 
-class Client:
+class Client(Closing):
     """A FIX client that keeps all it is told."""
 
     def __init__(self, port: Port, peer: Peer) -> None:
@@ -100,11 +99,3 @@ class Client:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

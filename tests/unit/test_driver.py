@@ -5,12 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import select
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +16,7 @@ import pytest
 from musidecar.protocols.redis import driver, rdb
 from musidecar.protocols.redis.admin import Address, BackendError, Connection, ReplyError, encode
 from musidecar.protocols.server import log_tail
+from tests.unit.orphans import dies_with_its_parent
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -41,12 +38,6 @@ def call(server: driver.Server, *words: str | bytes | int) -> object:
         return connection.call(*words)
 
 
-def wait_dead(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(10_000), "the process still runs"
-
-
 # ---- starting --------------------------------------------------------------------------------------------------------
 
 
@@ -59,24 +50,7 @@ def test_a_spawned_server_is_in_memory_and_private(server: driver.Server, tmp_pa
 
 
 def test_the_server_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
-    script = f"""
-        import signal
-        from pathlib import Path
-        from musidecar.protocols.redis import driver
-        server = driver.spawn(Path({str(tmp_path)!r}), Path({str(tmp_path / "redis.sock")!r}))
-        print(server.pid, flush=True)
-        signal.pause()
-    """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    try:
-        pidfd = os.pidfd_open(int(parent.stdout.readline()))
-    finally:
-        parent.kill()
-        parent.wait()
-        parent.stdout.close()
-    wait_dead(pidfd)
-    os.close(pidfd)
+    dies_with_its_parent("redis", tmp_path, tmp_path / "redis.sock")
     # its socket file is still there: the next start takes the place over
     again = driver.spawn(tmp_path, tmp_path / "redis.sock")
     assert call(again, "PING") == b"PONG"

@@ -1,12 +1,9 @@
 """liquibookd, the process: its socket, its lines however they are cut, its end."""
 
-import os
 import select
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 
 from musidecar.protocols.liquibook.driver import BackendError, Connection, Server, spawn
 from musidecar.protocols.liquibook.exchange import Exchange
+from tests.unit.orphans import dies_with_its_parent
 from tests.unit.random_orders import SYMBOLS, Orders
 
 TIMEOUT_S = 10.0
@@ -129,18 +127,7 @@ def test_a_bad_snapshot_leaves_what_there_is(server: Server, raw: socket.socket)
 
 
 def test_it_dies_with_its_parent(folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from musidecar.protocols.liquibook.driver import spawn\n"
-        "print(spawn(Path(sys.argv[1]), Path(sys.argv[1]) / 'x.sock', ['A']).pid, flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        pidfd = os.pidfd_open(int(parent.stdout.readline()))
-        parent.kill()
-        assert select.select([pidfd], [], [], TIMEOUT_S)[0]
-        os.close(pidfd)
+    dies_with_its_parent("liquibook", folder, folder / "x.sock", ["A"])
 
 
 def test_terminated_it_removes_its_socket(server: Server) -> None:

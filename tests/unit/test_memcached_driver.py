@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +15,8 @@ from musidecar.protocols.backend import Ask, Backend, BackendError, HoldsData, W
 from musidecar.protocols.memcached import checks, driver
 from musidecar.protocols.memcached.connection import Connection, ReplyError
 from musidecar.protocols.server import Address, Server
+from tests.unit.orphans import dies_with_its_parent
 from tests.unit.spawned_memcached import ask, spawned_memcached
-from tests.unit.test_driver import wait_dead
 
 
 @pytest.fixture
@@ -61,23 +58,7 @@ def test_items_may_be_as_long_as_was_said(tmp_path: Path, item_bytes: int) -> No
 
 
 def test_the_server_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
-    script = f"""
-        import signal
-        from pathlib import Path
-        from musidecar.protocols.memcached import driver
-        print(driver.spawn(Path({str(tmp_path)!r}), Path({str(tmp_path / "socket")!r})).pid, flush=True)
-        signal.pause()
-    """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    try:
-        pidfd = os.pidfd_open(int(parent.stdout.readline()))
-    finally:
-        parent.kill()
-        parent.wait()
-        parent.stdout.close()
-    wait_dead(pidfd)
-    os.close(pidfd)
+    dies_with_its_parent("memcached", tmp_path, tmp_path / "socket")
     again = driver.spawn(tmp_path, tmp_path / "socket")  # its socket is still there
     assert ask(again.address, b"version") == b"VERSION 1.6.18"
     again.stop()
