@@ -188,7 +188,7 @@ class AsyncReplica:
     async def __aenter__(self) -> Self:
         try:
             await self.start()
-        except asyncio.CancelledError:
+        except BaseException:
             await self.close()
             raise
         return self

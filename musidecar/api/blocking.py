@@ -244,8 +244,8 @@ class Replica:
         self._line = _Line(self._host)
 
     def start(self) -> None:
-        """Returns once a majority of the nodes is there and has formed the cluster, or this node has joined it.
-        BackendError, EngineError, MeshError, ConfigError: it cannot."""
+        """Returns once all nodes are there and have formed the cluster, or this one has joined it where it runs. Again:
+        Closed. BackendError, EngineError, MeshError, ConfigError: it cannot."""
         self._host.start()
 
     def close(self) -> None:
@@ -255,7 +255,11 @@ class Replica:
         self._line.close()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

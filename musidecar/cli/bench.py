@@ -90,6 +90,18 @@ def reads(rounds: int, seconds: float, out: Path) -> None:
     sys.exit(reads.run(rounds=rounds, seconds=seconds, out=out))
 
 
+@verb.command("api")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--records", type=click.IntRange(1), default=200_000, show_default=True, help="In one propose_many().")
+@click.option("--singles", type=click.IntRange(1), default=5000, show_default=True, help="One after the other.")
+@_out
+def api(rounds: int, records: int, singles: int, out: Path) -> None:
+    """A Python object of your own, replicated (musidecar.api): proposals in batches, and one at a time."""
+    from musidecar.bench import api
+
+    sys.exit(api.run(rounds=rounds, records=records, singles=singles, out=out))
+
+
 @verb.command("idle")
 @click.option("--seconds", type=click.FloatRange(1), default=30.0, show_default=True)
 @_out

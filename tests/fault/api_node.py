@@ -1,9 +1,9 @@
 """A node of the fault tests of musidecar.api: `python api_node.py CONFIG NODE FOLDER [SETTING]...`
 
 Its machine is a ledger: all records, in order. Two threads propose `node.life.thread number` in batches, one after the
-other, until a line comes on standard input (SIGUSR1: until it kills itself, in the middle of a batch); what each batch
-was answered goes to a file in FOLDER, so that it is known of a killed process, too. Then it prints what its machine
-holds, as JSON, and ends with the next line.
+other, until a line comes on standard input (SIGUSR1: until it kills itself in the middle of a batch, SIGUSR2: stops
+itself there); what each batch was answered goes to a file in FOLDER, so that it is known of a killed process, too. Then
+it prints what its machine holds, as JSON, and ends with the next line.
 
 Settings: `raises=N`: apply() of this node's machine fails at the N-th record. `idle`: nobody proposes. `keep=N`: so
 many records are there before it begins. `dump`: the records go to a file, too.
@@ -33,13 +33,14 @@ class Ledger:
     def __init__(self, raises: int, keep: int) -> None:
         self.records = [b"kept %d" % i for i in range(keep)]
         self.raises = raises
-        self.dies = False
+        self.signal = 0
 
     def apply(self, index: int, record: bytes) -> bytes:
         if index == self.raises:
             raise KeyError("planted")
-        if self.dies and self.records[-1].endswith(b"7"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.signal and self.records[-1].endswith(b"7"):
+            number, self.signal = self.signal, 0
+            os.kill(os.getpid(), number)
         if record.startswith(b"-"):
             raise Rejected(record.decode())
         self.records.append(record)
@@ -75,7 +76,8 @@ def main(config: str, node: int, folder: Path, settings: dict[str, str]) -> None
     names = [f"{node}.{os.getpid()}.{i}" for i in range(0 if "idle" in settings else THREADS)]
     for name in names:
         (folder / name).touch()
-    signal.signal(signal.SIGUSR1, lambda *_: setattr(machine, "dies", True))
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(machine, "signal", signal.SIGKILL))
+    signal.signal(signal.SIGUSR2, lambda *_: setattr(machine, "signal", signal.SIGSTOP))
     with Replica(config, node, machine) as replica:
         print("ready", flush=True)
         stop = threading.Event()

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from musidecar.bench.machines import Machines
 from musidecar.testbed import wait_until
 from tests.fault.api_node import BATCH, THREADS
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
 NODE = Path(__file__).with_name("api_node.py")
 MOVES_S = 30.0
 
@@ -36,6 +38,14 @@ class Ledgers(Machines):
         self.running[node].send_signal(signal.SIGUSR1)
         assert self.running[node].wait(MOVES_S) == -signal.SIGKILL
         self.kill(node)
+
+    def steps_down(self, node: int) -> None:
+        """It stops itself between two records of a batch until another one leads, and goes on."""
+        self.running[node].send_signal(signal.SIGUSR2)
+        try:
+            wait_until("another leader", lambda: self.status()["leader"] not in (None, node), MOVES_S)
+        finally:
+            self.running[node].send_signal(signal.SIGCONT)
 
     def all_ready(self) -> None:
         assert {node: self.hear(node) for node in self.running} == dict.fromkeys(self.running, "ready")
@@ -138,3 +148,78 @@ def test_leaders_killed_in_the_middle_of_batches(ledgers: Ledgers) -> None:
     states = ledgers.states()
     assert len({state["hash"] for state in states.values()}) == 1, states
     assert states[1]["count"] == check(ledgers)
+
+
+def test_a_leader_that_stands_still_sends_again_what_it_has_no_outcome_of(ledgers: Ledgers) -> None:
+    for node in (1, 2, 3):
+        ledgers.begin(node, "dump")
+    ledgers.all_ready()
+    for _ in range(3):
+        ledgers.moves()
+        ledgers.steps_down(ledgers.leader())
+        ledgers.moves()
+    ledgers.stop()
+    again = sum(node["closed_unknown"] for node in ledgers.status()["nodes"])
+    states = ledgers.states()
+    assert len({state["hash"] for state in states.values()}) == 1, states
+    assert states[1]["count"] == check(ledgers)
+    assert again > 0  # or nothing was seen of that
+
+
+def test_leadership_handed_over_by_plan(ledgers: Ledgers, command: Command) -> None:
+    for node in (1, 2, 3):
+        ledgers.begin(node, "dump")
+    ledgers.all_ready()
+    for _ in range(3):
+        ledgers.moves()
+        to = ledgers.leader() % 3 + 1
+        done = command("switchover", "--config", ledgers.path, "--to", str(to))
+        assert done.returncode == 0, done.stderr
+        assert ledgers.leader() == to
+    ledgers.moves()
+    ledgers.stop()
+    states = ledgers.states()
+    assert len({state["hash"] for state in states.values()}) == 1, states
+    assert states[1]["count"] == check(ledgers)
+
+
+def test_a_node_that_comes_later_is_filled_with_what_was_there_and_what_came_meanwhile(ledgers: Ledgers) -> None:
+    ledgers.begin(1, "dump", "keep=200000")  # the seed's machine: what it holds is the cluster's
+    ledgers.begin(2, "dump")
+    ledgers.begin(3, "idle")
+    ledgers.all_ready()
+    ledgers.kill(3)
+    ledgers.moves()
+    ledgers.begin(3, "dump", "keep=77")
+    assert ledgers.hear(3) == "ready"
+    ledgers.moves()
+    ledgers.stop()
+    states = ledgers.states()
+    assert len({state["hash"] for state in states.values()}) == 1, states
+    assert states[3]["count"] == check(ledgers) > 200000
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+def test_a_machine_that_raises_on_one_node(ledgers: Ledgers, who: str) -> None:
+    """That node leaves, and says why; the others go on."""
+    wrong = 1 if who == "leader" else 2
+    for node in (1, 2, 3):
+        ledgers.begin(node, "dump", *(["raises=5000"] if node == wrong else []))
+        if node == 1:  # leads, for it is the first one that is there
+            wait_until("its mesh", lambda: (ledgers.folder / "run").exists(), MOVES_S)
+    ledgers.all_ready()
+    others = [node for node in (1, 2, 3) if node != wrong]
+    wait_until("it has left", lambda: ledgers.status()["nodes"][wrong - 1]["role"] == "down", MOVES_S)
+    pid = str(ledgers.running[wrong].pid)
+    ledgers.say(wrong)
+    assert ledgers.hear(wrong) == "stopped"
+    ledgers.say(wrong)
+    assert json.loads(ledgers.hear(wrong))["failed"].startswith("apply(5000, b'")
+    assert "KeyError('planted')" in ledgers.log(wrong).read_text()
+    assert ledgers.running.pop(wrong).wait(MOVES_S) == 0
+    assert {Told(path).raised for path in ledgers.told.iterdir() if f".{pid}." in path.name} == {"MachineFailed"}
+    ledgers.moves()
+    ledgers.stop()
+    states = ledgers.states()
+    assert list(states) == others and len({state["hash"] for state in states.values()}) == 1, states
+    assert states[others[0]]["count"] == check(ledgers) > 5000

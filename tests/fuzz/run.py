@@ -77,6 +77,7 @@ PARSERS = {
         Parser("records", 160, is_long=True),
         Parser("payloads", 160, is_long=True),
         Parser("lines", 160, "lines.dict"),
+        Parser("own", 192),
         Parser("mesh", 256, "mesh.dict"),
     )
 }
