@@ -56,6 +56,7 @@ bench: build ## Beside redis-server, HAProxy, twemproxy and WAIT, as ratios
 	@tools/setup --bench
 	.venv/bin/musidecar bench proxy
 	.venv/bin/musidecar bench proxy --backend memcached
+	.venv/bin/musidecar bench proxy --backend liquibook
 
 # Few enough that the ring holds them; the difference leaves out everything that is done once.
 COMMITS := 1000 11000

@@ -14,15 +14,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from musidecar.protocols.server import Address
 from musidecar.testbed import Testbed, TestbedError, cpu_seconds, free_ports, plain_redis, stop_processes, wait_until
 
 _REDIS = ("--repl-diskless-sync-delay", "0")
-_ALIVE = {"redis": (b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n", b"$"), "memcached": (b"get x\r\n", b"E")}  # asked; answered
+_ALIVE = {  # asked; answered
+    "redis": (b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n", b"$"),
+    "memcached": (b"get x\r\n", b"E"),
+    "liquibook": (b"PING\n", b"P"),
+}
 
 
 @dataclass
 class Contestant:
-    """`wait`: replicas each SET waits for; `pids`: role -> processes; `stop`/`cont` freeze and thaw it."""
+    """`host`: or the path of a Unix socket; `wait`: replicas each SET waits for; `pids`: role -> processes;
+    `stop`/`cont` freeze and thaw it."""
 
     name: str
     port: int
@@ -47,8 +53,16 @@ class Contestant:
         if self.frozen:
             self.frozen = False
             (self.how_to_cont or self._cont_all)()
-        with socket.create_connection((self.host, self.port), 10) as client:  # twemproxy knows no handshake
-            asked, answer = _ALIVE[self.backend]
+        self._ask(*_ALIVE[self.backend])
+
+    def tidy(self) -> None:
+        """Behind a measurement: an exchange forgets the orders that are done, so that the next finds it as this did."""
+        if self.backend == "liquibook":
+            self._ask(b"ROLL\n", b"R")
+
+    def _ask(self, asked: bytes, answer: bytes) -> None:
+        at = Address(path=self.host) if self.host.startswith("/") else Address(host=self.host, port=self.port)
+        with at.connect(10) as client:  # twemproxy knows no handshake
             client.sendall(asked)
             if client.recv(100)[:1] != answer:
                 raise TestbedError(f"{self.name} does not answer")
@@ -114,7 +128,28 @@ def _redis(folder: Path) -> Iterator[tuple[int, Path]]:
         yield process.pid, path
 
 
-_SERVERS = {"redis": _redis, "memcached": _memcached}
+@contextlib.contextmanager
+def _liquibookd(folder: Path) -> Iterator[tuple[int, Path]]:
+    from musidecar.protocols.liquibook import driver
+    from musidecar.protocols.liquibook.backend import SYMBOLS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    server = driver.spawn(folder, folder / "liquibookd.sock", SYMBOLS)
+    try:
+        yield server.pid, Path(server.address.path)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.stop()
+
+
+@contextlib.contextmanager
+def bare_liquibookd(folder: Path) -> Iterator[Contestant]:
+    """liquibookd alone, on the Unix socket that it has."""
+    with _liquibookd(folder) as (pid, path):
+        yield Contestant("liquibookd alone", 0, {"liquibook": [pid]}, backend="liquibook", host=str(path))
+
+
+_SERVERS = {"redis": _redis, "memcached": _memcached, "liquibook": _liquibookd}
 
 
 @contextlib.contextmanager
@@ -230,5 +265,10 @@ ALL: dict[str, dict[str, Callable[[Path], contextlib.AbstractContextManager[Cont
         "memcached": bare_memcached,
         "haproxy": lambda folder: haproxy(folder, "memcached"),
         "musidecar": lambda _: sidecar("memcached"),
+    },
+    "liquibook": {
+        "liquibookd": bare_liquibookd,
+        "haproxy": lambda folder: haproxy(folder, "liquibook"),
+        "musidecar": lambda _: sidecar("liquibook"),
     },
 }

@@ -4,8 +4,9 @@
  * program drives every contestant, so that a ratio compares servers and not generators. Latency is that of a batch: from
  * handing it to the kernel to the last byte of its last reply. Built with gcc when needed; not part of the extension.
  *
- * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|stale|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]
- * Speaks RESP, or memcached's text protocol.
+ * usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|stale|fill VALUE_BYTES KEYS WAIT_REPLICAS WARM_SECONDS [SEED [BACKEND]]
+ * HOST may be the path of a Unix socket. Speaks RESP, memcached's text protocol, or an exchange's (BACKEND liquibook), where a
+ * SET is a limit order that meets the one before it, and a GET asks for the book.
  * Writes one line of JSON. Exit 1 when a connection broke or an error was answered (the line says which).
  */
 #include <arpa/inet.h>
@@ -19,6 +20,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,8 +34,8 @@ struct load {
     int port, connections, pipeline, value_bytes, wait_replicas;
     double seconds, warm_seconds;
     enum mode mode;
-    bool memcached;
-    uint64_t keys, seed, filled;
+    bool memcached, exchange;
+    uint64_t keys, seed, filled, orders, run; /* run: makes ids differ from those of another run */
     char *value;
 };
 
@@ -112,8 +114,19 @@ static size_t put_memcached(const struct load *l, char *out, uint64_t key)
     return n + 2;
 }
 
+static size_t put_order(struct load *l, char *out)
+{
+    if (l->mode == MODE_GET || l->mode == MODE_STALE)
+        return (size_t)sprintf(out, "DEPTH AAPL\n");
+    uint64_t number = l->orders++;
+    return (size_t)sprintf(out, "%s load%llu %llx-%llu AAPL 10 10000\n", number & 1 ? "SELL" : "BUY",
+                           (unsigned long long)number % 16, (unsigned long long)l->run, (unsigned long long)number);
+}
+
 static size_t put_request(struct load *l, char *out)
 {
+    if (l->exchange)
+        return put_order(l, out);
     uint64_t key = l->mode == MODE_FILL ? l->filled++ % l->keys : random_next(l) % l->keys;
     if (l->memcached)
         return put_memcached(l, out, key);
@@ -178,6 +191,12 @@ static long long behind_resp(const char *line, bool *whole)
     return length < 0 ? -1 : length + 2;
 }
 
+static long long behind_line(const char *line, bool *whole)
+{
+    *whole = strncmp(line, "END\n", 4) == 0;
+    return -1;
+}
+
 static long long behind_memcached(const char *line, bool *whole)
 {
     const char *last = line;
@@ -208,9 +227,13 @@ static void take_replies(const struct load *l, struct connection *c)
             break;
         const char *line = c->in + at;
         bool whole;
-        long long behind = l->memcached ? behind_memcached(line, &whole) : behind_resp(line, &whole);
-        size_t bytes = (size_t)(end - line) - 1;
-        if (l->memcached ? memmem(line, bytes, "ERROR", 5) != NULL : *line == '-')
+        long long behind = l->exchange    ? behind_line(line, &whole)
+                           : l->memcached ? behind_memcached(line, &whole)
+                                          : behind_resp(line, &whole);
+        size_t bytes = (size_t)(end - line) - !l->exchange;
+        if (l->exchange    ? bytes > 6 && !memcmp(line, "REJECT", 6)
+            : l->memcached ? memmem(line, bytes, "ERROR", 5) != NULL
+                           : *line == '-')
             note_error(line, bytes);
         at = (size_t)(end - c->in) + 1;
         if (behind >= 0)
@@ -247,16 +270,26 @@ static void say_readonly(struct connection *c)
     }
 }
 
-static void open_connection(struct load *l, struct connection *c)
+static void connect_to(const struct load *l, struct connection *c)
 {
     struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)l->port) };
+    struct sockaddr_un path = { .sun_family = AF_UNIX };
+    bool is_path = l->host[0] == '/';
     int one = 1;
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (c->fd < 0 || inet_pton(AF_INET, l->host, &to.sin_addr) != 1)
+    c->fd = socket(is_path ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+    if (c->fd < 0 || (is_path ? strlen(l->host) >= sizeof path.sun_path : inet_pton(AF_INET, l->host, &to.sin_addr) != 1))
         fail("address");
-    if (connect(c->fd, (struct sockaddr *)&to, sizeof to))
+    if (is_path)
+        strcpy(path.sun_path, l->host);
+    if (connect(c->fd, is_path ? (struct sockaddr *)&path : (struct sockaddr *)&to, is_path ? sizeof path : sizeof to))
         fail("connect");
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (!is_path)
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+}
+
+static void open_connection(struct load *l, struct connection *c)
+{
+    connect_to(l, c);
     if (l->mode == MODE_STALE)
         say_readonly(c);
     size_t each = REQUEST_BYTES_MAX + (size_t)l->value_bytes;
@@ -310,14 +343,16 @@ int main(int argc, char **argv)
 {
     if (argc < 11) {
         fprintf(stderr, "usage: load HOST PORT CONNECTIONS PIPELINE SECONDS set|get|stale|fill VALUE_BYTES KEYS "
-                        "WAIT_REPLICAS WARM_SECONDS [SEED [memcached]]\n");
+                        "WAIT_REPLICAS WARM_SECONDS [SEED [BACKEND]]\n");
         return 2;
     }
     struct load l = { .host = argv[1], .port = atoi(argv[2]), .connections = atoi(argv[3]), .pipeline = atoi(argv[4]),
                       .seconds = atof(argv[5]), .value_bytes = atoi(argv[7]), .keys = strtoull(argv[8], NULL, 10),
                       .wait_replicas = atoi(argv[9]), .warm_seconds = atof(argv[10]),
                       .memcached = argc > 12 && !strcmp(argv[12], "memcached"),
+                      .exchange = argc > 12 && !strcmp(argv[12], "liquibook"),
                       .seed = argc > 11 ? strtoull(argv[11], NULL, 10) | 1 : now_ns() | 1 };
+    l.run = l.seed;
     l.mode = !strcmp(argv[6], "get") ? MODE_GET : !strcmp(argv[6], "fill") ? MODE_FILL :
              !strcmp(argv[6], "stale") ? MODE_STALE : MODE_SET;
     if (l.connections < 1 || l.connections > CONNECTIONS_MAX || l.pipeline < 1 || l.pipeline > 100000 || !l.keys ||

@@ -1,6 +1,7 @@
-"""`bench proxy`: SET and GET of 64 bytes through the leader of a cluster, beside the server alone, HAProxy, and for
-Redis twemproxy and WAIT, in one run. Rounds are interleaved and in random order, contestants not being measured
-are stopped, one generator (load.c) drives all, ratios are medians of the paired ratios of each round."""
+"""`bench proxy`: SET and GET of 64 bytes (of an exchange: limit orders, and looks at the book) through the leader of a
+cluster, beside the server alone, HAProxy, and for Redis twemproxy and WAIT, in one run. Rounds are interleaved and in
+random order, contestants not being measured are stopped, one generator (load.c) drives all, ratios are medians of the
+paired ratios of each round."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ SHORT_SAMPLES = 5
 # the first write to a page costs more than a SET, and a replicating Redis has 64 MiB of backlog to go through.
 WARM_S = 3.0
 OURS, WAIT = "musidecar", "Redis + WAIT 1"
-CACHE = "memcached alone"
+CACHE, EXCHANGE = "memcached alone", "liquibookd alone"
+WORDS = {"liquibook": {"set": "Limit orders", "get": "DEPTH"}}  # what is measured, where it is not SET and GET
 Cell = tuple[str, str, str]  # contestant, set|get, shape
 
 
@@ -71,6 +73,11 @@ class Results:
         pairs = zip(self.cpu[cell], self.cell(name, "set", shape), strict=True)
         return median(cores[role] * 1e6 / sample.rps for cores, sample in pairs)
 
+    def added_p50_us(self, mode: str, shape: Shape, other: str, name: str = OURS) -> float:
+        """Median of what our p50 latency is above the other's."""
+        pairs = zip(self.cell(name, mode, shape), self.cell(other, mode, shape), strict=False)
+        return median(ours.p50_us - its.p50_us for ours, its in pairs)
+
     def p50_ratio(self, mode: str, shape: Shape, other: str) -> float:
         """Median of our p50 latency over the other's."""
         pairs = zip(self.cell(OURS, mode, shape), self.cell(other, mode, shape), strict=False)
@@ -86,6 +93,7 @@ def measure(c: Contestant, mode: str, shape: Shape, seconds: float, results: Res
     taken = [generator.run(c.host, c.port, shape, seconds / times, mode, wait, warm_s / times, c.backend)
              for _ in range(times)]
     after = c.cpu()
+    c.tidy()
     spent = sum(s.seconds for s in taken) + warm_s
     results.samples[cell].append(sorted(taken, key=lambda s: s.rps)[times // 2])
     results.cpu[cell].append({role: (after[role] - before[role]) / spent for role in after})
@@ -97,6 +105,7 @@ def tournament(field_: Sequence[Contestant], rounds: int, seconds: float, seed: 
     for c in field_:
         generator.fill(c.host, c.port, c.backend)
         generator.run(c.host, c.port, SHAPES[-1], WARM_S, "set", backend=c.backend)
+        c.tidy()
         c.stop()
     for number in range(rounds):
         cells = [(mode, shape) for shape in SHAPES for mode in ("set", "get")]
@@ -128,6 +137,14 @@ def judge(results: Results, backend: str = "redis") -> list[Figure]:
         for mode, shape in [(mode, shape) for mode in ("set", "get") for shape in SHAPES]:
             figures.append(Figure(f"{mode.upper()} {shape} / {CACHE}", results.ratio(mode, shape, CACHE), "x"))
         return figures
+    if backend == "liquibook":
+        figures = [Figure("added p50 of an order, one client", results.added_p50_us("set", one, EXCHANGE), "us"),
+                   Figure("what HAProxy adds to it", results.added_p50_us("set", one, EXCHANGE, "HAProxy"), "us"),
+                   Figure("orders 1x1 p50 / HAProxy's", results.p50_ratio("set", one, "HAProxy"), "x")]
+        for mode, shape in [(mode, shape) for mode in ("set", "get") for shape in SHAPES]:
+            name = {"set": "orders", "get": "books"}[mode]
+            figures.append(Figure(f"{name} {shape} / {EXCHANGE}", results.ratio(mode, shape, EXCHANGE), "x"))
+        return figures
     figures = [
         Figure("SET 50x1 / HAProxy", results.ratio("set", many, "HAProxy"), "x", at_least=1.1),
         Figure("SET 50x16 / twemproxy", results.ratio("set", deep, "twemproxy"), "x", at_least=0.75),
@@ -142,7 +159,11 @@ def judge(results: Results, backend: str = "redis") -> list[Figure]:
     return figures
 
 
-def report(results: Results, names: Sequence[str], console: Console) -> None:
+def _called(mode: str, backend: str) -> str:
+    return WORDS.get(backend, {}).get(mode) or f"{mode.upper()} of 64 B"
+
+
+def report(results: Results, names: Sequence[str], console: Console, backend: str = "redis") -> None:
     """The tables: rates and latencies, then where the CPU went."""
     for mode in ("set", "get"):
         rows: list[list[object]] = []
@@ -154,25 +175,25 @@ def report(results: Results, names: Sequence[str], console: Console) -> None:
                     rows.append([f"{shape}  {name}", median(rates), min(rates), max(rates),
                                  median(s.p50_us for s in samples), median(s.p99_us for s in samples),
                                  results.ratio(mode, shape, name)])
-        title = f"{mode.upper()} of 64 B, connections x pipeline (latency: of a batch)"
+        title = f"{_called(mode, backend)}, connections x pipeline (latency: of a batch)"
         columns = ["medians", "/s", "lowest", "highest", "p50 us", "p99 us", "musidecar / it"]
         console.print(table.plain(title, columns, rows))
     rows = []
     for name in names:
         for role in (results.cpu.get((name, "set", str(SHAPES[1]))) or [{}])[0]:
             rows.append([f"{name}: {role}", *(results.us_a_request(name, role, shape) for shape in SHAPES)])
-    title = "Processor time of one SET, microseconds (medians)"
+    title = f"Processor time of one {_called('set', backend).removesuffix(' of 64 B')}, microseconds (medians)"
     console.print(table.plain(title, ["process", *map(str, SHAPES)], rows))
 
 
-def picture(results: Results, names: Sequence[str], out: Path, name: str) -> list[str]:
+def picture(results: Results, names: Sequence[str], out: Path, name: str, backend: str = "redis") -> list[str]:
     """A PNG for SET and one for GET."""
     lines = []
     for mode in ("set", "get"):
         there = [n for n in names if results.rps(n, mode, SHAPES[0])]
         series = {n: [median(results.rps(n, mode, s)) for s in SHAPES] for n in there}
         spread = {n: [(min(r), max(r)) for r in (results.rps(n, mode, s) for s in SHAPES)] for n in there}
-        title = f"{mode.upper()} of 64 B: medians of {len(results.rps(there[0], mode, SHAPES[0]))} paired rounds"
+        title = f"{_called(mode, backend)}: medians of {len(results.rps(there[0], mode, SHAPES[0]))} paired rounds"
         lines.append(plot.grouped_bars(out / f"{name}-{mode}.png", title, "requests/s", list(map(str, SHAPES)), series,
                                        spread))
     return lines
@@ -190,13 +211,13 @@ def run(rounds: int = 7, seconds: float = 1.0, out: Path = Path("bench-results")
             console.print("the cluster changed its leader when it was stopped and continued: it is left running, idle")
         results = tournament(runners, rounds, seconds, seed, console)
         names = [c.name for c in runners]
-    report(results, names, console)
+    report(results, names, console, backend)
     figures = judge(results, backend) if ours is not None else []
     if figures:
         console.print(table.figures(f"medians of {rounds} paired rounds", figures))
         console.print("followers' CPU subtracted = rate x cores / (cores - cores used by the followers and their "
                       "servers): an upper bound, as if they ran on hosts of their own.", style="dim")
-    for line in picture(results, names, out, name):
+    for line in picture(results, names, out, name, backend):
         console.print(line)
     raw = {" / ".join(cell): [vars(s) for s in samples] for cell, samples in results.samples.items()}
     cpu = {" / ".join(cell): rows for cell, rows in results.cpu.items()}

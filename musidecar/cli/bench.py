@@ -48,17 +48,19 @@ def replicate(
 @verb.command("failover")
 @click.option("--runs", type=click.IntRange(1), default=50, show_default=True, help="Each with a fresh cluster.")
 @click.option("--hang", is_flag=True, help="Stop the leader (SIGSTOP) instead of killing it, and continue it later.")
-@click.option("--backend", type=click.Choice(["redis", "memcached"]), default="redis", show_default=True)
+@click.option("--backend", type=click.Choice(["redis", "memcached", "liquibook"]), default="redis", show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the moments of death.")
 @_out
 def failover(runs: int, hang: bool, backend: str, seed: int, out: Path) -> None:
-    """How long until another node answers, what is lost. (memcached: in one cluster, kills only.)"""
-    from musidecar.bench import cache_failover, failover
+    """How long until another node answers, what is lost. (memcached, liquibook: in one cluster, kills only.)"""
+    from musidecar.bench import cache_failover, exchange_failover, failover
 
+    if backend != "redis" and hang:
+        raise click.UsageError(f"--hang is not measured with {backend}")
     if backend == "memcached":
-        if hang:
-            raise click.UsageError("--hang is not measured with memcached")
         sys.exit(cache_failover.run(runs=runs, out=out, seed=seed))
+    if backend == "liquibook":
+        sys.exit(exchange_failover.run(runs=runs, out=out, seed=seed))
 
     sys.exit(failover.run(runs=runs, hang=hang, out=out, seed=seed))
 
@@ -66,7 +68,7 @@ def failover(runs: int, hang: bool, backend: str, seed: int, out: Path) -> None:
 @verb.command("proxy")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of all contestants.")
 @click.option("--seconds", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Of each measurement.")
-@click.option("--backend", type=click.Choice(["redis", "memcached"]), default="redis", show_default=True)
+@click.option("--backend", type=click.Choice(["redis", "memcached", "liquibook"]), default="redis", show_default=True)
 @click.option("--only", multiple=True, metavar="NAME", help="Only this contestant; can be given again.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the order of the contestants.")
 @_out

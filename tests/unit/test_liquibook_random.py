@@ -1,5 +1,6 @@
 """The exchange as a state machine: the same lines give the same, and a snapshot in between makes no difference."""
 
+import gc
 import hashlib
 import os
 import subprocess
@@ -109,3 +110,19 @@ def test_another_process_comes_to_the_same(root: Path) -> None:
         for seed in ("1", "2")
     }
     assert len(told) == 1
+
+
+def test_nothing_is_left_for_the_garbage_collector() -> None:
+    """liquibookd does without it."""
+    exchange = Exchange(SYMBOLS)
+    gc.collect()
+    gc.disable()
+    try:
+        for line in islice(Orders(4), 3_000):
+            exchange.apply(line)
+        before = gc.collect()
+        for line in islice(Orders(5), 3_000):
+            exchange.apply(line)
+        assert gc.collect() - before < 10, "it grows with the requests"
+    finally:
+        gc.enable()
