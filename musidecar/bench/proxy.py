@@ -182,7 +182,7 @@ def report(results: Results, names: Sequence[str], console: Console, backend: st
     for name in names:
         for role in (results.cpu.get((name, "set", str(SHAPES[1]))) or [{}])[0]:
             rows.append([f"{name}: {role}", *(results.us_a_request(name, role, shape) for shape in SHAPES)])
-    title = f"Processor time of one {_called('set', backend).removesuffix(' of 64 B')}, microseconds (medians)"
+    title = f"Processor time of each, microseconds (medians): {_called('set', backend)}"
     console.print(table.plain(title, ["process", *map(str, SHAPES)], rows))
 
 
