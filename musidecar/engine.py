@@ -97,7 +97,7 @@ class Engine:
     def __init__(self, settings: Mapping[str, Any], fabric: Fabric, commands: Any) -> None:
         why = ffi.new("char[]", WHY_BYTES)
         self._config = ffi.new("struct engine_config *", settings)
-        self._keep = (fabric, commands)  # they outlive the engine
+        self._keep = (fabric, commands, settings)  # they, and what is pointed to, outlive the engine
         self._e = lib.engine_new(self._config, fabric.fabric, commands, why, WHY_BYTES)
         if self._e == ffi.NULL:
             raise EngineError(f"the engine cannot be set up: {ffi.string(why).decode(errors='replace')}")

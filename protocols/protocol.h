@@ -54,12 +54,14 @@ struct protocol_request {
     bool all_keys;       /* ... may change any key, or several */
     uint32_t style;      /* what answer() must know of it */
     const char *why;     /* CLOSE: a line for the log, or NULL */
+    uint64_t now_us;     /* DECIDE, when it is decided: the time */
     uint64_t parsed[PROTOCOL_PARSED_WORDS]; /* the protocol's own */
 };
 
 struct protocol_limits {
     uint64_t item_bytes_max;
     bool exact; /* whatever could differ between replicas by their clocks or memory is decided by the leader */
+    const char *names; /* what requests may name, each with a line feed on both sides: "\nA\nB\n"; NULL: anything */
 };
 
 enum protocol_status { PROTOCOL_REPLY_MORE = 0, PROTOCOL_REPLY_WHOLE = 1, PROTOCOL_REPLY_BAD = -1 };

@@ -26,6 +26,7 @@ struct engine_config {
     uint32_t protocol;                     /* enum engine_protocol */
     uint64_t item_bytes_max;               /* of a backend that has such a limit */
     uint32_t exact;                        /* see struct protocol_limits */
+    const char *names;                     /* the same; it outlives the engine */
     uint32_t databases;                    /* of the backend */
     char backend_version[32];              /* as HELLO tells it, e.g. "7.0.15" */
     uint32_t clients_max;

@@ -23,7 +23,7 @@ static const struct protocol *protocol_find(uint32_t number) {
 bool machine_init(struct engine *e) {
     struct machine *m = &e->machine;
     m->protocol = protocol_find(e->config.protocol);
-    m->limits = (struct protocol_limits){.item_bytes_max = e->config.item_bytes_max, .exact = e->config.exact};
+    m->limits = (struct protocol_limits){.item_bytes_max = e->config.item_bytes_max, .exact = e->config.exact, .names = e->config.names};
     if (m->protocol != NULL) {
         queue_init(&m->places, sizeof(struct place), 256);
         machine_due_init(m);

@@ -159,6 +159,7 @@ static void lock_run(struct engine *e, struct lock **at) {
         struct protocol_request q;
         struct request r = {.from = w->from, .protocol = 2, .life = w->life, .unanswered = w->unanswered};
         parse(m, bytes, w->length, &q, &m->reply);
+        q.now_us = machine_now_us();
         if (q.class == PROTOCOL_DECIDE && !known) {
             ask(e, lock, &q, bytes);
             return;

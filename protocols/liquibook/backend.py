@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,6 +66,7 @@ class Liquibookd(Backend):
 
     kind = KIND
     fills_itself = True
+    _symbols: Sequence[str] = ()  # of the books that there are, once it has been prepared
 
     @classmethod
     def check_binary(cls, binary: str) -> Check:
@@ -106,7 +107,14 @@ class Liquibookd(Backend):
         driver.events(self.address, timeout_s)
 
     def prepare(self, ask: Ask) -> Prepared:
-        events = driver.events(self.address, self.wanted.timeout_ms / 1000)
+        wait_s = self.wanted.timeout_ms / 1000
+        events, self._symbols = driver.events(self.address, wait_s), driver.symbols(self.address, wait_s)
+        wanted = self.wanted.options.get("symbols", self._symbols)
+        if not events and sorted(wanted) != sorted(self._symbols):
+            raise BackendError(
+                f"liquibookd at {self.address} has the books {','.join(self._symbols)}, and `symbols` says"
+                f" {','.join(wanted)}: start it with --symbols {','.join(wanted)}"
+            )
         if events and not ask.joining:
             raise BackendError(
                 f"liquibookd at {self.address} has been used, and a cluster begins with none: start it anew"
@@ -136,7 +144,13 @@ class Liquibookd(Backend):
         return ffi.NULL
 
     def engine_fields(self, prepared: Prepared) -> dict[str, Any]:
-        return {"backend_version": prepared.version.encode(), "protocol": lib.PROTOCOL_LIQUIBOOK, "databases": 1}
+        names = ffi.new("char[]", f"\n{chr(10).join(self._symbols)}\n".encode())
+        return {
+            "backend_version": prepared.version.encode(),
+            "protocol": lib.PROTOCOL_LIQUIBOOK,
+            "databases": 1,
+            "names": names,
+        }
 
     def copy(self, at_least: int, wait_s: float, points: Points) -> Copy:
         return Snapshot(self.address, at_least, wait_s, points)

@@ -74,6 +74,12 @@ def events(address: Address, timeout_s: float) -> int:
         return int(connection.ask("STATE")[0].split(" ")[3])
 
 
+def symbols(address: Address, timeout_s: float) -> list[str]:
+    """Of its books. BackendError when it does not answer."""
+    with Connection(address.path, timeout_s) as connection:
+        return [line.split(" ")[1] for line in connection.ask("SYMBOLS")]
+
+
 def spawn(
     directory: Path,
     socket_path: Path,

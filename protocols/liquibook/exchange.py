@@ -19,6 +19,7 @@ from .book import CANCELLED, FILLED, HELD, OPEN, Book, Fill, Order
 from .grammar import (
     MARKET,
     Cancel,
+    Check,
     Depth,
     Events,
     New,
@@ -97,6 +98,8 @@ class Exchange:
         if stamp is not None:
             raise malformed("only what is logged has a stamp")
         match request:
+            case Check():
+                return self._would(line, request.request)
             case Status():
                 return f"{self._describe(self._order(request.trader, request.id))}\n".encode()
             case Depth():
@@ -119,6 +122,13 @@ class Exchange:
             self._count(stamp)
             return self._roll()
         return (self._once(request, crc, stamp) if known is None else known).encode()
+
+    def _would(self, line: bytes, request: New | Cancel | Replace) -> bytes:
+        """What would be said to the request behind CHECK, if that would change nothing."""
+        known = self._known(request.trader, request.id, zlib.crc32(line.split(b" ", 1)[1]))
+        if known is None:
+            self._check(request)
+        return b"CLEAR\n" if known is None else known.encode()
 
     def _count(self, stamp: Stamp | None) -> None:
         if stamp is None:
@@ -280,7 +290,7 @@ class Exchange:
     def _book(self, symbol: str) -> Book:
         book = self.books.get(symbol)
         if book is None:
-            raise Reject("symbol", f"no book {symbol}")
+            raise Reject("symbol", "there is no such book")
         return book
 
     @staticmethod

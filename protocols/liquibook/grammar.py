@@ -90,8 +90,15 @@ class Plain:
     word: str
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What would be said to it if it were sent?"""
+
+    request: New | Cancel | Replace
+
+
 Write = New | Cancel | Replace | Roll
-Request = Write | Status | Depth | Events | Plain
+Request = Write | Check | Status | Depth | Events | Plain
 PLAIN = frozenset({"PING", "STATE", "SYMBOLS", "SNAPSHOT"})
 
 
@@ -220,6 +227,14 @@ def _events(words: Sequence[str]) -> Events:
     return Events(words[1], after, most)
 
 
+def _check(words: Sequence[str]) -> Check:
+    if len(words) < 2 or words[1] not in ("BUY", "SELL", "CANCEL", "REPLACE"):
+        raise malformed("CHECK, and a request that writes")
+    request = _READERS[words[1]](words[1:])
+    assert isinstance(request, New | Cancel | Replace)
+    return Check(request)
+
+
 def _plain(words: Sequence[str]) -> Plain:
     _counted(words, 0, 0)
     return Plain(words[0])
@@ -227,5 +242,5 @@ def _plain(words: Sequence[str]) -> Plain:
 
 _READERS: dict[str, Callable[[Sequence[str]], Request]] = {
     "BUY": _new, "SELL": _new, "CANCEL": _cancel, "REPLACE": _replace, "ROLL": _roll,
-    "STATUS": _status, "DEPTH": _depth, "EVENTS": _events, **dict.fromkeys(PLAIN, _plain),
+    "STATUS": _status, "DEPTH": _depth, "EVENTS": _events, "CHECK": _check, **dict.fromkeys(PLAIN, _plain),
 }  # fmt: skip

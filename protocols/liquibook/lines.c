@@ -117,11 +117,11 @@ static const char *check_not_here(const struct words *words) {
 }
 
 static const struct { const char *name; enum lines_class class; const char *(*check)(const struct words *words); } REQUESTS[] = {
-    {"BUY", LINES_WRITE, check_new}, {"SELL", LINES_WRITE, check_new}, {"CANCEL", LINES_WRITE, check_cancel},
-    {"REPLACE", LINES_WRITE, check_replace}, {"ROLL", LINES_WRITE, check_plain}, {"STATUS", LINES_READ, check_status},
+    {"BUY", LINES_WRITE, check_new}, {"SELL", LINES_WRITE, check_new}, {"CANCEL", LINES_DECIDE, check_cancel},
+    {"REPLACE", LINES_DECIDE, check_replace}, {"ROLL", LINES_WRITE, check_plain}, {"STATUS", LINES_READ, check_status},
     {"DEPTH", LINES_READ, check_depth}, {"EVENTS", LINES_READ, check_events}, {"PING", LINES_READ, check_plain},
     {"STATE", LINES_READ, check_plain}, {"SYMBOLS", LINES_READ, check_plain}, {"SNAPSHOT", LINES_BAD, check_not_here},
-    {"RESTORE", LINES_BAD, check_not_here},
+    {"RESTORE", LINES_BAD, check_not_here}, {"CHECK", LINES_BAD, check_not_here},
 };
 
 /* ---- a line -------------------------------------------------------------------------------------------------------- */
@@ -140,7 +140,23 @@ static bool split(const uint8_t *line, size_t length, struct words *words) {
     return true;
 }
 
-static enum lines_class classify(const uint8_t *line, size_t length, const char **text) {
+/* Of so few that looking through them costs less than a hash would. */
+static bool is_book(struct word symbol, const char *symbols) {
+    char wanted[LINES_NAME_BYTES_MAX + 3] = "\n";
+    memcpy(wanted + 1, symbol.at, symbol.length);
+    memcpy(wanted + 1 + symbol.length, "\n", 2);
+    return strstr(symbols, wanted) != NULL;
+}
+
+static uint64_t hash_of(const struct words *words) {
+    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
+    if (words->count < 3) return 0;
+    for (const uint8_t *at = words->word[1].at; at < words->word[2].at + words->word[2].length; at++) hash = (hash ^ *at) * 0x100000001b3u;
+    return hash;
+}
+
+static enum lines_class classify(const uint8_t *line, size_t length, const char *symbols, struct lines_request *request) {
+    const char **text = &request->text;
     struct words words;
     for (size_t i = 0; i < length; i++)
         if (line[i] < 0x20 || line[i] > 0x7e) return *text = REJECT("malformed", "not printable ASCII"), LINES_BAD;
@@ -152,18 +168,21 @@ static enum lines_class classify(const uint8_t *line, size_t length, const char 
     for (size_t i = 0; i < sizeof REQUESTS / sizeof *REQUESTS; i++) {
         if (!is(words.word[0], REQUESTS[i].name)) continue;
         *text = REQUESTS[i].check(&words);
+        if (*text == NULL && REQUESTS[i].check == check_new && symbols != NULL && !is_book(words.word[3], symbols))
+            *text = REJECT("symbol", "there is no such book");
+        request->hash = hash_of(&words);
         return *text == NULL ? REQUESTS[i].class : LINES_BAD;
     }
     return *text = REJECT("malformed", "unknown request"), LINES_BAD;
 }
 
-enum lines_class lines_request_read(struct lines_request *request, const uint8_t *bytes, size_t length) {
+enum lines_class lines_request_read(struct lines_request *request, const uint8_t *bytes, size_t length, const char *symbols) {
     size_t stop = length < LINES_BYTES_MAX ? length : LINES_BYTES_MAX;
     const uint8_t *end = request->scanned < stop ? memchr(bytes + request->scanned, '\n', stop - request->scanned) : NULL;
     request->text = NULL;
     if (end != NULL) {
         request->length = (size_t)(end - bytes) + 1;
-        request->class = classify(bytes, request->length - 1, &request->text);
+        request->class = classify(bytes, request->length - 1, symbols, request);
     } else if (stop == LINES_BYTES_MAX) {
         request->length = stop;
         request->text = REJECT("malformed", "line too long");

@@ -21,6 +21,7 @@ enum lines_class {
     LINES_MORE = 0, /* not whole */
     LINES_READ,     /* changes nothing */
     LINES_WRITE,
+    LINES_DECIDE,   /* writes, unless the order that it names is done, or there is none */
     LINES_BAD,      /* `text` is the reply; the next request stands behind it */
     LINES_CLOSE     /* `text` is the reply; there is no next one */
 };
@@ -30,10 +31,12 @@ struct lines_request {
     size_t length;    /* bytes of it, its end included; once it is not MORE */
     size_t scanned;   /* no end before this: 0 for a new request, then as it was left */
     const char *text; /* BAD, CLOSE: static */
+    uint64_t hash;    /* WRITE, DECIDE: of its trader and its id; 0 where it has none */
 };
 
-/* Looks at all bytes of a client that are not consumed, always from the same request's first on. */
-enum lines_class lines_request_read(struct lines_request *request, const uint8_t *bytes, size_t length);
+/* Looks at all bytes of a client that are not consumed, always from the same request's first on. symbols: of the books, each with
+ * a line feed on both sides ("\nA\nB\n"); an order for another is BAD. NULL: not known. */
+enum lines_class lines_request_read(struct lines_request *request, const uint8_t *bytes, size_t length, const char *symbols);
 
 struct lines_reply { uint32_t matched; }; /* zero in front of a reply */
 enum lines_status { LINES_REPLY_MORE = 0, LINES_REPLY_WHOLE = 1 };

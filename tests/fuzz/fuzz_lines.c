@@ -18,7 +18,7 @@ static void requests(struct story *story, const uint8_t *bytes, size_t length, s
         known = dice == NULL ? length : known + dice_part(dice, length - known);
         while (start < known) {
             uint8_t *part = edge_put(&edge, bytes + start, known - start);
-            enum lines_class class = lines_request_read(&request, part, known - start);
+            enum lines_class class = lines_request_read(&request, part, known - start, "\nAAPL\nS\n");
             if (class == LINES_MORE) break;
             CHECK(request.length > 0 && request.length <= known - start && request.length <= LINES_BYTES_MAX);
             CHECK((request.text != NULL) == (class == LINES_BAD || class == LINES_CLOSE));

@@ -11,16 +11,16 @@ from musidecar.protocols.liquibook.exchange import Exchange
 from musidecar.protocols.liquibook.grammar import Cancel, New, Plain, Reject, Replace, Roll, parse
 from tests.unit.random_orders import SYMBOLS, Orders
 
-WRITES = New | Cancel | Replace | Roll
 NOT_HERE = b"REJECT malformed not for clients\nEND\n"
 
 
-def read(bytes_: bytes, cuts: tuple[int, ...] = ()) -> tuple[int, int, bytes]:
+def read(bytes_: bytes, cuts: tuple[int, ...] = (), symbols: bytes | None = None) -> tuple[int, int, bytes]:
     """Class, length and text of what stands at the front, of which so many bytes were there at first."""
     request = ffi.new("struct lines_request *")
+    names = ffi.new("char[]", symbols) if symbols is not None else ffi.NULL
     for known in (*cuts, len(bytes_)):
         part = ffi.from_buffer("uint8_t[]", bytes_[:known]) if known else ffi.NULL
-        if lib.lines_request_read(request, part, known) != lib.LINES_MORE:
+        if lib.lines_request_read(request, part, known, names) != lib.LINES_MORE:
             break
     text = ffi.string(request.text) if request.text != ffi.NULL else b""
     return request[0].__getattribute__("class"), request.length, text
@@ -30,14 +30,16 @@ def wanted(line: bytes) -> tuple[int, bytes]:
     """What liquibookd makes of it; what is for the sidecar alone is refused."""
     first, *rest = line.split(b" ")
     is_a_line = all((first, *rest)) and line.isascii() and line.decode().isprintable()
-    if is_a_line and (first.startswith(b"@") or first in (b"SNAPSHOT", b"RESTORE")):
+    if is_a_line and (first.startswith(b"@") or first in (b"SNAPSHOT", b"RESTORE", b"CHECK")):
         return lib.LINES_BAD, NOT_HERE
     try:
         _, request = parse(line)
     except Reject as reject:
         return lib.LINES_BAD, f"REJECT {reject.code} {reject.text}\nEND\n".encode()
     assert not isinstance(request, Plain) or request.word != "SNAPSHOT"
-    return (lib.LINES_WRITE if isinstance(request, WRITES) else lib.LINES_READ), b""
+    if isinstance(request, Cancel | Replace):
+        return lib.LINES_DECIDE, b""
+    return (lib.LINES_WRITE if isinstance(request, New | Roll) else lib.LINES_READ), b""
 
 
 KNOWN = """BUY SELL CANCEL REPLACE ROLL STATUS DEPTH EVENTS PING STATE SYMBOLS SNAPSHOT RESTORE STOP AON IOC FOK MKT
@@ -72,6 +74,16 @@ def test_it_says_what_liquibookd_says(line: str, data: st.DataObject | None) -> 
     assert read(whole, (cut,)) == (kind, len(raw) + 1, text)
     if text and text != NOT_HERE:
         assert Exchange(["S"]).apply(raw) == text
+
+
+@pytest.mark.parametrize(
+    ("symbol", "there"),
+    [(b"AAPL", True), (b"MSFT", True), (b"AAP", False), (b"APL", False), (b"X" * 64, False), (b"AAPL\\nMSFT", False)],
+)
+def test_orders_for_books_that_there_are(symbol: bytes, there: bool) -> None:
+    kind, _, text = read(b"SELL a i %b 1 2\n" % symbol, symbols=b"\nAAPL\nMSFT\n")
+    assert (kind == lib.LINES_WRITE) == there
+    assert there or text == Exchange(["AAPL", "MSFT"]).apply(b"SELL a i %b 1 2" % symbol)
 
 
 @pytest.mark.parametrize("line", [b"BUY a i S 1 2 STOP 3 AON", b"PING", b"nonsense", b""])
