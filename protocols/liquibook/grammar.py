@@ -118,10 +118,10 @@ def parse(line: bytes) -> tuple[Stamp | None, Request]:
     """One line without its end. Reject: what is wrong with it."""
     if len(line) >= LINE_BYTES_MAX:
         raise malformed("line too long")
-    if not all(0x20 <= byte <= 0x7E for byte in line):
+    if not line.isascii() or not (text := line.decode("ascii")).isprintable():
         raise malformed("not printable ASCII")
-    words = line.decode("ascii").split(" ")
-    if not all(words):
+    words = text.split(" ")
+    if "" in words:
         raise malformed("empty line, or more than one blank between words")
     stamp = None
     if words[0].startswith("@"):

@@ -56,6 +56,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.kinds: dict[str, str] = {}
+        self.times: dict[str, str] = {}  # TransactTime
         self.bought = 0
         self.accepted: set[str] = set()  # ClOrdID
         self.again = 0
@@ -64,9 +65,10 @@ class Heard:
         exec_id, kind = report[17], {"0": "ACCEPT", "F": "FILL", "4": "CANCEL"}.get(report[150], "")
         if exec_id in self.kinds:
             assert report.get(97) == "Y", "an execution was told twice, as if it were new"
+            assert report[60] == self.times[exec_id], "another node has another time for it"
             self.again += 1
             return
-        self.kinds[exec_id] = kind
+        self.kinds[exec_id], self.times[exec_id] = kind, report[60]
         if kind == "ACCEPT":
             assert report[11] not in self.accepted, "one order was accepted twice"
             self.accepted.add(report[11])

@@ -17,6 +17,7 @@ from musidecar.bench import contestants, generator, proxy, rejoin, switchover
 from musidecar.bench.failover import Probe, Run, _judge_probes, judge
 from musidecar.bench.generator import GeneratorError, Sample, Shape
 from musidecar.bench.table import Figure, median, number, percentile
+from musidecar.protocols.liquibook.driver import Connection
 from musidecar.testbed import cpu_seconds, free_ports, is_alive, plain_redis, state_of
 from musidecar.workload import History, Writer, spread
 
@@ -127,6 +128,20 @@ def _until_end(probe: socket.socket) -> bytes:
     while not answer.endswith(b"END\r\n"):
         answer += probe.recv(1 << 16)
     return answer
+
+
+def test_an_exchange_is_given_orders_that_meet(tmp_path: Path) -> None:
+    with contestants.bare_liquibookd(tmp_path) as c, Connection(c.host) as probe:
+        for shape in (Shape(1, 1), Shape(5, 16)):
+            before = int(probe.ask("STATE")[0].split(" ")[3])
+            sample = generator.run(c.host, c.port, shape, 0.2, "set", warm_s=0, backend=c.backend)
+            events = int(probe.ask("STATE")[0].split(" ")[3]) - before
+            done = sample.rps * sample.seconds
+            under_way = shape.connections * shape.pipeline
+            assert 2 * (done - 1) <= events <= 2 * (done + under_way + 1), "2 FILLs each other time"
+            assert generator.run(c.host, c.port, shape, 0.1, "get", backend=c.backend).rps > 10
+            c.tidy()
+            assert int(probe.ask("STATE")[0].split(" ")[5]) <= under_way
 
 
 def test_nobody_there_is_no_measurement() -> None:
