@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from musidecar import __version__
+from musidecar import __version__, secret
 from musidecar.config import ConfigError
 from musidecar.directory import Lock, claim, default_directory, ensure_private, is_held
 
@@ -117,6 +117,28 @@ def test_fix_port_in_use_is_named(command: Command, folder: Path, free_port: int
         done = command("local", "--backend", "liquibook", "--dir", folder / "c", *ports)
     assert done.returncode == 2
     assert f"127.0.0.1:{free_port + 4}: Address already in use: choose other ports with --fix-port" in done.stderr
+
+
+def test_a_node_whose_fix_port_is_in_use_does_not_start(command: Command, folder: Path, free_port: int) -> None:
+    backend = f'{{ kind = "liquibook", socket = "x.sock", spawn = true, fix_port = {free_port + 3} }}'
+    nodes = "".join(
+        f'[[nodes]]\nid = {i}\nclient = "127.0.0.1:{free_port + i - 1}"\n'
+        f"backend = {backend.replace('x.sock', f'{i}.sock').replace(str(free_port + 3), str(free_port + 2 + i))}\n"
+        for i in (1, 2, 3)
+    )
+    path = folder / "cluster.toml"
+    path.write_text(f'[cluster]\nname = "c"\nsecret_file = "secret"\ndirectory = "run"\n{nodes}')
+    secret.create(folder / "secret")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port + 3))
+        taken.listen()
+        done = command("run", "--config", path, "--node", "1")
+        looked = command("doctor", "--config", path)
+    assert done.returncode == 2
+    assert f"cannot listen for FIX on 127.0.0.1:{free_port + 3}: Address already in use" in done.stderr
+    assert looked.returncode == 1
+    assert f"node 1 FIX: clients at 127.0.0.1:{free_port + 3}: Address already in use" in looked.stdout
+    assert "choose another nodes[0].backend.fix_port" in looked.stdout
 
 
 def test_doctor_names_the_port_and_the_remedy(command: Command, free_port: int) -> None:
