@@ -260,6 +260,7 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
             if (x.setting_bytes > 0) setting_noted(e, &x);
             buffer_consume(&a->settings, x.setting_bytes);
             break;
+        case ADMIN_CLIENTS: census_backend(e, x.to.sequence, buffer_bytes(bytes), length); break;
         case ADMIN_READ: own_setting_read(e, &x, buffer_bytes(bytes), length); break;
         case ADMIN_CHECK: config_check_end(e, &x, buffer_bytes(bytes), length); break;
         case ADMIN_WRONG: config_wrong_end(e, &x, buffer_bytes(bytes), length); break;

@@ -53,6 +53,7 @@ static void address_text(const struct sockaddr_storage *address, char *out, size
 
 /* The addresses that it is connected by. */
 void client_describe(const struct client *c, struct own_peer *peer) {
+    peer->client = c->session.client_id;
     struct sockaddr_storage address;
     socklen_t length = sizeof address;
     if (getpeername(c->socket.source.fd, (struct sockaddr *)&address, &length) == 0) address_text(&address, peer->addr, sizeof peer->addr);
@@ -73,7 +74,8 @@ void client_accept(struct engine *e, struct source *listener) {
         }
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         c->socket.source.fd = fd;
-        session_open(&c->session, ++e->next_client_id, &e->context);
+        c->since_us = c->heard_us = e->now_us;
+        session_open(&c->session, e->next_client_id++ * e->nodes + e->self + 1, &e->context); /* as no other node gives it */
         source_watch(e, &c->socket.source, EPOLLIN);
         e->counters.clients++;
     }
@@ -149,6 +151,7 @@ void client_answer_local(struct engine *e, struct client *c, struct buffer *answ
 void client_answered(struct engine *e, struct client *c, int32_t database_after, uint8_t reply_type) {
     CHECK(c->outstanding > 0);
     c->outstanding--;
+    c->asking = 0;
     if (c->at_backend == 0) c->answered_us = e->now_us;
     c->answer_bytes_mean = (c->answer_bytes_mean * 7 + c->answer_bytes) / 8;
     c->answer_bytes = 0;
@@ -298,7 +301,10 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
         case SESSION_ADMIN:
             if (c->outstanding > 0) return STEP_WAIT;
             if (e->handover.waits) return client_wait(e, c), STEP_WAIT;
+            if (d->view == VIEW_CLIENTS) c->asking = (uint32_t)d->length;
             if (engine_leads(e) && d->waits) waits_begin(e, &(struct destination){e->self, c->slot, c->generation, 0, 0}, d->bytes, d->length);
+            else if (engine_leads(e) && d->view == VIEW_CLIENTS)
+                census_begin(e, &(struct destination){e->self, c->slot, c->generation, 0, 0}, d->bytes, d->length, c->session.protocol);
             else if (engine_leads(e) && d->view == VIEW_KILL_REPLICAS) owns_kill_replicas(e, &(struct destination){e->self, c->slot, c->generation, 0, 0});
             else if (engine_leads(e)) admin_send_for(e, (struct destination){e->self, c->slot, c->generation, 0, 0}, d->bytes, d->length, d->travels);
             else if (!forward(e, c, d)) return client_wait(e, c), STEP_WAIT;
@@ -444,6 +450,7 @@ static void client_read(struct engine *e, struct client *c) {
         return;
     }
     if (n == 0) c->ended = true;
+    c->heard_us = e->now_us;
     if (n > 0 && direct) {
         size_t done = client_process(e, c, e->scratch, (size_t)n);
         if (c->in_use && done < (size_t)n) buffer_append(&c->in, e->scratch + done, (size_t)n - done);

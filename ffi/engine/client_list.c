@@ -5,11 +5,9 @@
  */
 #include <stdio.h>
 
-#include "engine/engine_state.h"
+#include "engine/client_list.h"
 
-struct field { const char *text; size_t length; }; /* what stands behind "name=" */
-
-static bool find(struct field line, const char *name, struct field *out) {
+bool field_find(struct field line, const char *name, struct field *out) {
     const char *end = line.text + line.length, *at = line.text;
     size_t length = strlen(name);
     while (at < end) {
@@ -24,7 +22,7 @@ static bool find(struct field line, const char *name, struct field *out) {
     return false;
 }
 
-static uint64_t number(struct field f) {
+uint64_t field_number(struct field f) {
     uint64_t value = 0;
     for (size_t i = 0; i < f.length && i < 19 && f.text[i] >= '0' && f.text[i] <= '9'; i++) value = value * 10 + (uint64_t)(f.text[i] - '0');
     return value;
@@ -32,18 +30,16 @@ static uint64_t number(struct field f) {
 
 static bool field_is(struct field f, const char *text) { return f.length == strlen(text) && memcmp(f.text, text, f.length) == 0; }
 
-/* peer: NULL, it is not one of a client. */
-static bool is_ours(struct field line, const struct own_peer *peer) {
+static bool is_ours(struct field line) {
     struct field name, flags;
-    if (peer != NULL || !find(line, "name", &name) || !find(line, "flags", &flags)) return false;
+    if (!field_find(line, "name", &name) || !field_find(line, "flags", &flags)) return false;
     if (memchr(flags.text, 'S', flags.length) != NULL) return true; /* there is no other replica than the sidecar */
     return field_is(name, "musidecar-shared") || field_is(name, "musidecar-admin");
 }
 
-/* `line` up to the value, then another value in its place; line goes on behind it. */
-static void replace(struct buffer *out, struct field *line, const char *name, const char *value, size_t length) {
+void field_replace(struct buffer *out, struct field *line, const char *name, const char *value, size_t length) {
     struct field f;
-    if (!find(*line, name, &f)) return;
+    if (!field_find(*line, name, &f)) return;
     buffer_append(out, line->text, (size_t)(f.text - line->text));
     buffer_append(out, value, length);
     line->length -= (size_t)(f.text + f.length - line->text);
@@ -54,12 +50,12 @@ static void replace(struct buffer *out, struct field *line, const char *name, co
 static void replace_less(struct buffer *out, struct field *line, const char *name, size_t less) {
     struct field f;
     char text[32];
-    if (less == 0 || !find(*line, name, &f) || number(f) < less) return;
-    int n = snprintf(text, sizeof text, "%llu", (unsigned long long)(number(f) - less));
-    replace(out, line, name, text, (size_t)n);
+    if (less == 0 || !field_find(*line, name, &f) || field_number(f) < less) return;
+    int n = snprintf(text, sizeof text, "%llu", (unsigned long long)(field_number(f) - less));
+    field_replace(out, line, name, text, (size_t)n);
 }
 
-static void flags_of(struct field flags, char *out, size_t room) {
+void list_flags(struct field flags, char *out, size_t room) {
     size_t n = 0;
     for (size_t i = 0; i < flags.length && n + 2 < room; i++)
         if (flags.text[i] != 'U') out[n++] = flags.text[i];
@@ -72,11 +68,12 @@ static void append_line(struct buffer *out, struct field line, const struct own_
     struct field flags;
     char text[32];
     if (peer != NULL) {
-        replace(out, &line, "addr", peer->addr, strlen(peer->addr));
-        replace(out, &line, "laddr", peer->laddr, strlen(peer->laddr));
-        if (find(line, "flags", &flags)) {
-            flags_of(flags, text, sizeof text);
-            replace(out, &line, "flags", text, strlen(text));
+        if (peer->client != 0) field_replace(out, &line, "id", text, (size_t)snprintf(text, sizeof text, "%llu", (unsigned long long)peer->client));
+        field_replace(out, &line, "addr", peer->addr, strlen(peer->addr));
+        field_replace(out, &line, "laddr", peer->laddr, strlen(peer->laddr));
+        if (field_find(line, "flags", &flags)) {
+            list_flags(flags, text, sizeof text);
+            field_replace(out, &line, "flags", text, strlen(text));
         }
         replace_less(out, &line, "qbuf", added);
         replace_less(out, &line, "obl", unseen);
@@ -89,8 +86,8 @@ static int by_id(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The text behind the head of a bulk or verbatim string; false: the reply is something else, an error for instance. */
-static bool body_of(const uint8_t *reply, size_t length, struct field *body, size_t *tag) {
+/* The text behind the head of a bulk or verbatim string. */
+bool list_body(const uint8_t *reply, size_t length, struct field *body, size_t *tag) {
     if (length < 5 || (reply[0] != '$' && reply[0] != '=')) return false;
     const uint8_t *line = memchr(reply, '\n', length);
     if (line == NULL || reply[1] == '-') return false;
@@ -101,22 +98,27 @@ static bool body_of(const uint8_t *reply, size_t length, struct field *body, siz
     return true;
 }
 
+struct field list_next(struct field *body) {
+    const char *stop = memchr(body->text, '\n', body->length);
+    struct field line = {body->text, stop == NULL ? body->length : (size_t)(stop - body->text) + 1};
+    body->text += line.length;
+    body->length -= line.length;
+    return line;
+}
+
 bool client_list_edit(struct own_peer *peers, size_t count, uint64_t asks, size_t added, size_t unseen, const uint8_t *reply,
                       size_t length, struct buffer *out) {
     struct field body;
     size_t tag;
-    if (!body_of(reply, length, &body, &tag)) return false;
+    if (!list_body(reply, length, &body, &tag)) return false;
     struct buffer lines = {0};
     qsort(peers, count, sizeof *peers, by_id);
     while (body.length > 0) {
-        const char *stop = memchr(body.text, '\n', body.length);
-        struct field line = {body.text, stop == NULL ? body.length : (size_t)(stop - body.text) + 1}, id;
-        body.text += line.length;
-        body.length -= line.length;
-        struct own_peer key = {.id = find(line, "id", &id) ? number(id) : 0};
+        struct field line = list_next(&body), id;
+        struct own_peer key = {.id = field_find(line, "id", &id) ? field_number(id) : 0};
         const struct own_peer *peer = count > 0 ? bsearch(&key, peers, count, sizeof key, by_id) : NULL;
         bool own = key.id == asks;
-        if (!is_ours(line, peer)) append_line(&lines, line, peer, own ? added : 0, own ? unseen : 0);
+        if (peer != NULL || !is_ours(line)) append_line(&lines, line, peer, own ? added : 0, own ? unseen : 0);
     }
     char head[40];
     int n = snprintf(head, sizeof head, "%c%zu\r\n%.*s", reply[0], buffer_length(&lines) + tag, (int)tag, "txt:");

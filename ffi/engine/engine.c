@@ -172,6 +172,7 @@ static void turn(struct engine *e) {
     if (queue_length(&e->admin.done) > 0) admin_settings_log(e);
     handover_step(e);
     stale_step(e);
+    if (e->machine.protocol == NULL) census_tell(e);
     flush_all(e);
     owns_bury(e);
 }
@@ -229,6 +230,7 @@ static void tick(struct engine *e, uint64_t interval_us) {
     }
     e->context.followers = member_count(e) / 2;
     waits_step(e);
+    censuses_step(e);
     forward_watch(e);
     shared_watch(e);
     client_pause_tick(e);

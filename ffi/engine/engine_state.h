@@ -18,6 +18,7 @@
  *   view.c      answers that are edited                           config_kept.c  values of the sidecar's, and the clients'
  *   machine*.c  backends that do not reveal their effects (machine.h)
  *   stale.c     reads that a follower's own backend answers
+ *   census.c    the clients of all nodes                          own_ids.c   clients' numbers there
  *   slowlog.c   the slow log without the sidecar                  busy.c      a script that does not end
  *   control.c   what passes to and from the control plane
  */
@@ -31,6 +32,7 @@
 
 #include "buffer.h"
 #include "engine/busy.h"
+#include "engine/census.h"
 #include "engine/claim.h"
 #include "engine/engine.h"
 #include "engine/frame.h"
@@ -84,6 +86,8 @@ struct client {
     struct session_decision decision; /* kept while there is no room for it */
     uint32_t outstanding;   /* requests whose answer has not come ... */
     uint32_t at_backend;    /* ... of which this node's own backend is to answer (stale.c) */
+    uint64_t since_us, heard_us; /* it is there; it last said something */
+    uint32_t asking;        /* bytes of its CLIENT LIST ... that is under way */
     uint64_t answered_us;   /* when the leader last answered it: it has seen that much */
     uint64_t answer_bytes;  /* of the answer coming in */
     uint64_t answer_bytes_mean;
@@ -138,7 +142,7 @@ struct feed {
 
 /* ---- admin connection -------------------------------------------------------------------------------------------- */
 
-enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_READ, ADMIN_CLIENT, ADMIN_CHECK, ADMIN_WRONG };
+enum admin_kind { ADMIN_SWALLOW, ADMIN_PING, ADMIN_ROLE, ADMIN_PROMOTE, ADMIN_FOLLOW, ADMIN_READ, ADMIN_CLIENT, ADMIN_CHECK, ADMIN_WRONG, ADMIN_CLIENTS };
 struct admin_expect { enum admin_kind kind; struct destination to; uint32_t setting_bytes; /* of admin.settings, to be logged if it is done; READ, CHECK, WRONG: of admin.checks */ };
 struct admin_answer { /* index: 0, not logged yet; settles: not 0, the own connection whose answer waited for those before it */
     struct destination to;
@@ -168,6 +172,7 @@ struct link {
     struct buffer in;
     uint64_t serving_term; /* the peer leads and serves in this term; 0 not */
     bool queued_flush;
+    uint64_t clients; /* so many has the peer */
 };
 
 /* ---- take-over --------------------------------------------------------------------------------------------------------- */
@@ -251,6 +256,7 @@ struct engine {
     struct handover handover;
     struct pause pause;
     struct queue waiters; /* wait.c */
+    struct censuses censuses;
     struct client_pause client_pause;
     struct slowlog slowlog;
     uint64_t our_calls[OUR_CALLS]; /* of the sidecar's, since the backend counts */
@@ -389,6 +395,7 @@ bool owns_refused(const struct engine *e); /* what arrived first tells of nothin
 void owns_end(struct engine *e, uint32_t node); /* REPLICA_NOBODY: of all */
 void owns_drop(struct engine *e);
 void owns_kill_replicas(struct engine *e, const struct destination *to); /* the clients' that are, and how many those were */
+const struct own_peer *own_peer_of(const struct engine *e, uint32_t node, uint32_t slot, uint32_t generation); /* NULL: it has none */
 void own_event(struct engine *e, struct source *source, uint32_t events);
 void own_send(struct engine *e, struct own *own);
 void own_settled(struct engine *e, uint64_t number); /* its answer need not wait any more */
@@ -534,6 +541,15 @@ void slowlog_free(struct engine *e);
  * their own, put in order. False: as it is. */
 bool client_list_edit(struct own_peer *peers, size_t count, uint64_t asks, size_t added, size_t unseen, const uint8_t *reply,
                       size_t length, struct buffer *out);
+
+/* census.c */
+void census_begin(struct engine *e, const struct destination *to, const uint8_t *bytes, size_t length, uint8_t protocol);
+void census_frame(struct engine *e, uint32_t peer, const struct frame *f, const uint8_t *payload);
+void census_backend(struct engine *e, uint64_t number, const uint8_t *text, size_t length);
+void census_tell(struct engine *e);
+uint64_t census_count(const struct engine *e); /* clients of all nodes */
+void censuses_step(struct engine *e);
+void censuses_drop(struct engine *e);
 
 /* client_pause.c */
 static inline bool client_pause_on(const struct engine *e) { return e->client_pause.until_us != 0 || e->client_pause.unanswered != 0; }

@@ -245,6 +245,7 @@ bool forward_request(struct engine *e, uint32_t peer, const struct frame *f, con
     struct destination from = {peer, f->slot, f->generation, f->sequence, e->links[peer].session};
     if (f->flags & FRAME_ADMIN) {
         if (f->flags & FRAME_STANDS_IN) waits_begin(e, &from, payload, f->length);
+        else if (f->view == VIEW_CLIENTS) census_begin(e, &from, payload, f->length, f->flags & FRAME_RESP3 ? 3 : 2);
         else if (f->view == VIEW_KILL_REPLICAS) owns_kill_replicas(e, &from);
         else admin_send_for(e, from, payload, f->length, f->flags & FRAME_WRITES);
         return true;

@@ -1,6 +1,7 @@
 /* frame.c: see frame.h. */
 #include "engine/frame.h"
 
+#include "engine/census.h"
 #include "engine/origin.h"
 #include "engine/own.h"
 #include "engine/slowlog.h"
@@ -35,6 +36,9 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_OWN_END:
         case FRAME_OWN_EOF:
         case FRAME_WHO:
+        case FRAME_CLIENTS_ASK:
+        case FRAME_CLIENT_KILL:
+        case FRAME_CLIENT_COUNT:
         case FRAME_OWN_GONE:
         case FRAME_OWN_TAKEN:
         case FRAME_SNAPSHOT_ASK:
@@ -46,6 +50,7 @@ static bool head_right(const struct frame *f, const struct frame_limits *limits)
         case FRAME_FRESH: return f->length == sizeof(uint64_t);
         case FRAME_OWN_PEER: return f->length == sizeof(struct own_peer);
         case FRAME_WHO_IS: return f->length == sizeof(struct slow_client);
+        case FRAME_CLIENTS: return f->length <= CENSUS_BYTES_MAX;
         case FRAME_SNAPSHOT: return true;
     }
     return false;

@@ -31,7 +31,12 @@ enum frame_type {
     FRAME_FRESH_ASK = 20,   /* how far do the effects go of what was acknowledged up to now? */
     FRAME_FRESH = 21,       /* so far: a uint64_t; sequence: of the question */
     FRAME_WHO = 22,         /* leader: who is this client of yours? ... */
-    FRAME_WHO_IS = 23       /* ... struct slow_client */
+    FRAME_WHO_IS = 23,      /* ... struct slow_client */
+    /* The clients of all nodes (census.c). */
+    FRAME_CLIENTS_ASK = 24, /* leader: who are your clients? ... */
+    FRAME_CLIENTS = 25,     /* ... each a struct census_entry and a line; sequence: of the question */
+    FRAME_CLIENT_KILL = 26, /* leader: this one is to be closed; FRAME_LAST: once it has been told all */
+    FRAME_CLIENT_COUNT = 27 /* so many there are */
 };
 /* One bit has a meaning of its own in another type of frame. */
 enum frame_flags {

@@ -18,6 +18,8 @@ void link_close(struct engine *e, uint32_t peer) {
     link->releasable = 0;
     link->serving_term = 0;
     link->queued_flush = false;
+    link->clients = 0;
+    if (led) e->censuses.told_term = 0; /* it is told again */
     handover_link_closed(e, peer);
     owns_end(e, peer);
     if (led && !engine_leads(e)) clients_unsettle(e);
@@ -198,6 +200,10 @@ static bool frame_handle(struct engine *e, uint32_t peer, const struct frame *f,
         case FRAME_OWN_TAKEN: own_frame(e, peer, f, payload); break;
         case FRAME_FRESH_ASK: stale_asked(e, peer, f); break;
         case FRAME_FRESH: stale_answered(e, peer, f, payload); break;
+        case FRAME_CLIENTS_ASK:
+        case FRAME_CLIENTS:
+        case FRAME_CLIENT_KILL:
+        case FRAME_CLIENT_COUNT: census_frame(e, peer, f, payload); break;
         case FRAME_WHO:
         case FRAME_WHO_IS: slowlog_frame(e, peer, f, payload); break;
         case FRAME_SERVING:

@@ -39,6 +39,11 @@ static struct own *own_find(const struct engine *e, uint32_t node, uint32_t slot
     return own != NULL && own->to.generation == generation ? own : NULL;
 }
 
+const struct own_peer *own_peer_of(const struct engine *e, uint32_t node, uint32_t slot, uint32_t generation) {
+    const struct own *own = own_find(e, node, slot, generation);
+    return own != NULL ? &own->peer : NULL;
+}
+
 static void own_lend(struct engine *e, struct own *own) {
     if (!own->lent) e->owns.lent++;
     own->lent = true;
@@ -327,7 +332,8 @@ uint64_t owns_shared_limit(const struct engine *e) {
 static void own_append(struct engine *e, struct own *own, const struct session_decision *d) {
     struct buffer translated = {0};
     bool sets = d->sets == SETS_NOW || d->sets >= SETS_QUEUED;
-    if (sets && config_kept_translate(e, d->bytes + d->added, d->length - d->added, &translated)) {
+    if ((sets && config_kept_translate(e, d->bytes + d->added, d->length - d->added, &translated)) ||
+        own_ids_translate(e, own, d->bytes + d->added, d->length - d->added, &translated)) {
         buffer_append(&own->socket.out, d->bytes, d->added);
         buffer_append(&own->socket.out, buffer_bytes(&translated), buffer_length(&translated));
         own->appended += d->added + buffer_length(&translated);
@@ -492,8 +498,10 @@ void owns_free(struct engine *e) {
 void own_describe(struct engine *e, const struct destination *to, const uint8_t *payload) {
     struct own *own = own_find(e, to->node, to->slot, to->generation);
     if (own == NULL) return;
-    uint64_t id = own->peer.id;
+    const struct own_peer before = own->peer;
     memcpy(&own->peer, payload, sizeof own->peer);
-    own->peer.id = id;
+    own->peer.id = before.id;
+    own->peer.goes_to = before.goes_to;
+    own->peer.goes_to_client = before.goes_to_client;
     own->peer.addr[sizeof own->peer.addr - 1] = own->peer.laddr[sizeof own->peer.laddr - 1] = 0;
 }

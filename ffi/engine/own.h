@@ -17,6 +17,8 @@ struct own;
 
 struct own_peer { /* as CLIENT LIST shows its client */
     uint64_t id; /* the backend's; 0: not known */
+    uint64_t client; /* its node's */
+    uint64_t goes_to, goes_to_client; /* where it had its invalidations redirected to: the backend's and its node's, too */
     char addr[64], laddr[64]; /* "127.0.0.1:51234"; "": not known */
 };
 

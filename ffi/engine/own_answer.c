@@ -29,7 +29,7 @@ void own_broken(struct engine *e, struct own *own) {
     own_end(e, own);
 }
 
-/* CLIENT LIST or INFO, as it would be without a sidecar. */
+/* CLIENT LIST or INFO that came on an own connection: of those that the backend knows. */
 static void own_list(struct engine *e, struct own *asks, size_t added) {
     struct buffer peers = {0}, out = {0};
     for (const struct own *own = e->owns.first; own != NULL; own = own->next)
@@ -52,6 +52,7 @@ static void own_edit(struct engine *e, struct own *own, const struct own_expect 
         return;
     }
     if (x->lists) own_list(e, own, x->added);
+    else if (x->view == VIEW_CLIENT_ID || x->view == VIEW_REDIRECTION) own_ids_edit(&own->peer, x->view, &own->edited);
     else if (x->view != VIEW_PLAIN) view_edit(e, x->view, x->view_count, &own->edited);
     else if (x->stands_in) stand_in_edit(&own->edited);
     if (x->sets != SETS_NOTHING && own_setting_answered(e, &own->settings, x->sets, x->named, buffer_bytes(&own->edited),

@@ -43,4 +43,9 @@ bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t l
 void own_end(struct engine *e, struct own *own);    /* its client is told that it is over */
 void own_broken(struct engine *e, struct own *own); /* the backend has closed it */
 
+/* own_ids.c */
+/* A request that names clients by their nodes' numbers, by the backend's. False: as it is. */
+bool own_ids_translate(const struct engine *e, struct own *own, const uint8_t *bytes, size_t length, struct buffer *out);
+void own_ids_edit(const struct own_peer *peer, enum session_view view, struct buffer *answer); /* the other way */
+
 #endif

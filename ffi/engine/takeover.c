@@ -81,6 +81,7 @@ static void takeover_end(struct engine *e, enum backend_state state) {
     e->client_pause = (struct client_pause){0}; /* it was this leader's */
     admin_settings_drop(e);
     waits_drop(e);
+    censuses_drop(e);
     clients_unsettle(e);
     links_drop_held(e);
     if (was_serving) link_announce(e, false);

@@ -65,6 +65,9 @@ void view_edit(struct engine *e, enum session_view view, int32_t count, struct b
         case VIEW_HISTOGRAM: view_histogram(e, answer); break;
         case VIEW_RESETSTAT:
         case VIEW_KILL_REPLICAS:
+        case VIEW_CLIENTS:
+        case VIEW_CLIENT_ID:
+        case VIEW_REDIRECTION:
         case VIEW_PLAIN: break;
     }
 }

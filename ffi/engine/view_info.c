@@ -70,6 +70,16 @@ static bool replicas_line(const char *text, size_t left, const char *line, size_
     return true;
 }
 
+/* Those of all nodes. Replicas are counted apart. */
+static bool clients_line(struct engine *e, const char *line, size_t length, struct buffer *out) {
+    static const char name[] = "connected_clients:";
+    char own[48];
+    if (!begins(line, length, name)) return false;
+    uint64_t all = census_count(e), replicas = e->owns.replicas;
+    buffer_append(out, own, (size_t)snprintf(own, sizeof own, "%s%llu\r\n", name, (unsigned long long)(all > replicas ? all - replicas : 0)));
+    return true;
+}
+
 static void info_edit(struct engine *e, const char *text, size_t left, struct buffer *out) {
     struct info info = {0};
     while (left > 0) {
@@ -77,7 +87,7 @@ static void info_edit(struct engine *e, const char *text, size_t left, struct bu
         size_t length = stop == NULL ? left : (size_t)(stop - text) + 1;
         text += length;
         left -= length;
-        if (view_stats_line(e, line, length, out)) continue;
+        if (view_stats_line(e, line, length, out) || clients_line(e, line, length, out)) continue;
         if (replicas_line(text, left, line, length, out) || replica_line(&info, line, length, out)) continue;
         buffer_append(out, line, length);
     }

@@ -13,6 +13,7 @@
 #define ASK_ROLE "*1\r\n$4\r\nRoLE\r\n"
 #define ASK_ALIVE "*1\r\n$4\r\nPiNG\r\n"
 #define ASK_ID "*2\r\n$6\r\nCLiENT\r\n$2\r\nID\r\n"
+#define ASK_CLIENTS "*2\r\n$6\r\nCLiENT\r\n$4\r\nLIST\r\n"
 #define ASK_PERSISTENCE "*2\r\n$4\r\niNFO\r\n$11\r\npersistence\r\n"
 #define ASK_HELLO_2 "*2\r\n$5\r\nHeLLO\r\n$1\r\n2\r\n"
 #define ASK_HELLO_3 "*2\r\n$5\r\nHeLLO\r\n$1\r\n3\r\n"

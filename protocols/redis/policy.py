@@ -86,10 +86,10 @@ def _client(command: Command) -> tuple[str, str]:
     info = ffi.new("struct command_info *", {"way": command.way, "action": command.action})
     if len(words) == 1:
         return "here", "by its sub-command"
-    if words[1] == "kill":
-        return "own, stays", (
-            "type replica: clients' alone; refused by another type, by the user `default`, or by a Unix socket's"
-            " address: the sidecar's own have these, too"
+    if words[1] in ("list", "info", "kill"):
+        return "admin", (
+            "of the clients of all nodes; inside MULTI, for another user, and KILL of another user's: own, stays, where"
+            " KILL is refused by what the sidecar's own connections have, too"
         )
     if words[1] in ("pause", "unpause"):
         return "read", "all clients of all nodes; until another node leads"

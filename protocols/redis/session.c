@@ -1,5 +1,5 @@
 /* session.c: see session.h. */
-#include "protocols/redis/session_word.h"
+#include "protocols/redis/session_clients.h"
 
 #include <stdio.h>
 
@@ -329,6 +329,12 @@ static struct session_decision step_exec(struct session *s, const struct session
     return d;
 }
 
+static void multi_append(struct session *s, const struct session_context *context, const struct command_info *info,
+                         const struct resp_request *request, const uint8_t *bytes) {
+    if (session_tells_id(info, request, bytes)) session_append_id(s, &s->block);
+    else if (!session_append_wait(context, info, request, bytes, &s->block)) buffer_append(&s->block, bytes, request->length);
+}
+
 static bool multi_select(struct session *s, const struct session_context *context, struct word w) {
     long long database;
     if (!word_number(w, &database) || database < 0 || database >= (long long)context->databases) return false;
@@ -358,11 +364,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         case ACTION_RESET: session_pause(s, answer); return step_reset(s, context, answer);
         default: break;
     }
-    if (context->busy && info->action != ACTION_MULTI) {
-        s->multi_commands++;
-        return multi_fail(s, more, answer, "-" BUSY_TEXT "\r\n");
-    }
     s->multi_commands++;
+    if (context->busy && info->action != ACTION_MULTI) return multi_fail(s, more, answer, "-" BUSY_TEXT "\r\n");
     if (info->action == ACTION_MULTI) {
         s->multi_commands--;
         session_pause(s, answer);
@@ -376,7 +379,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         return failed(answer, "ERR WATCH inside MULTI is not allowed");
     }
     if (info->queueing == QUEUE_NEVER) return multi_fail(s, more, answer, "-ERR Command not allowed inside a transaction\r\n");
-    bool carried = info->way == WAY_READ || info->way == WAY_WRITE || info->blocking || info->action == ACTION_WAIT ||
+    bool tells_id = session_tells_id(info, request, bytes);
+    bool carried = tells_id || info->way == WAY_READ || info->way == WAY_WRITE || info->blocking || info->action == ACTION_WAIT ||
                    info->action == ACTION_IF_BLOCK || info->action == ACTION_UNWATCH;
     if (info->action == ACTION_SELECT) {
         carried = multi_select(s, context, word_at(request, bytes, 1));
@@ -388,7 +392,8 @@ static struct session_decision step_queue(struct session *s, const struct sessio
     }
     bool admin = info->way == WAY_ADMIN && (!session_travels(info) || session_sets(info, request, bytes));
     bool on_own = info->way == WAY_OWN || info->way == WAY_SESSION || admin || (info->way != WAY_REFUSE && carried);
-    if ((!carried || !info->in_multi) && on_own && !session_refuses(context, info, request, bytes)) {
+    bool travels = carried && (info->in_multi || tells_id);
+    if (!travels && on_own && !session_refuses(context, info, request, bytes)) {
         s->multi_commands--;
         if (!s->multi_broken) return session_own_enter(s, info, request, bytes);
         s->multi_commands++;
@@ -396,7 +401,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
     }
     if (info->way == WAY_REFUSE) return multi_refuse(s, info, more, answer);
     bool loads = session_loads(info, request, bytes) != LOADS_NOTHING; /* the whole transaction would have to be judged */
-    if (!carried || !info->in_multi || loads || session_refuses(context, info, request, bytes)) {
+    if (!travels || loads || session_refuses(context, info, request, bytes)) {
         char line[TEXT_MAX];
         snprintf(line, sizeof line, "-ERR %s is not supported inside a transaction through musidecar\r\n", info->name);
         return multi_fail(s, more, answer, line);
@@ -408,10 +413,10 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         s->multi_commands--;
         return (struct session_decision){.verdict = SESSION_WAIT};
     }
-    if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT) s->multi_writes = true;
+    if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT && !tells_id) s->multi_writes = true;
     if (info->action == ACTION_VIEW) s->multi_secrets = true;
     if (s->multi_broken) return multi_answer(s, more, answer, "+QUEUED\r\n");
-    if (!session_append_wait(context, info, request, bytes, &s->block)) buffer_append(&s->block, bytes, request->length);
+    multi_append(s, context, info, request, bytes);
     if (asks) return multi_ask(s);
     return multi_answer(s, more, answer, "+QUEUED\r\n");
 }
@@ -524,6 +529,13 @@ static struct session_decision step_state(struct session *s, const struct sessio
                 d.view = VIEW_KILL_REPLICAS;
                 return d;
             }
+            if (client_filter_read(context, request, bytes, &(struct client_filter){0})) {
+                if (context->busy) return failed(answer, BUSY_TEXT);
+                d = submit(request, bytes, false);
+                d.verdict = SESSION_ADMIN;
+                d.view = VIEW_CLIENTS;
+                return d;
+            }
             if (session_refuses(context, info, request, bytes)) return step_refused(info, answer);
             if (context->busy && session_pauses(info, request, bytes)) return failed(answer, BUSY_TEXT);
             return step_client(s, context, info, request, bytes, answer);
@@ -537,12 +549,21 @@ static struct session_decision step_state(struct session *s, const struct sessio
     return submit(request, bytes, false); /* READONLY, ASKING: the backend's own error */
 }
 
+static void note_last(struct session *s, const struct session_context *context, const struct command_info *info,
+                      const struct resp_request *request, const uint8_t *bytes) {
+    const struct command_info *known;
+    s->last = info;
+    if (info == NULL || info->action != ACTION_CLIENT || request->argc < 2) return;
+    if (command_lookup_sub(context->commands, info, request, bytes, &known) == COMMAND_OK) s->last = known;
+}
+
 struct session_decision session_step(struct session *s, const struct session_context *context,
                                      const struct resp_request *request, const uint8_t *bytes, bool more,
                                      struct buffer *answer) {
     struct session_decision d;
     const struct command_info *info = NULL;
     enum command_verdict verdict = command_lookup(context->commands, request, bytes, &info);
+    note_last(s, context, verdict == COMMAND_OK ? info : NULL, request, bytes);
     if (s->own != OWN_NONE) return session_own_step(s, context, verdict == COMMAND_OK ? info : NULL, request, bytes);
     if (verdict != COMMAND_OK) {
         char line[TEXT_MAX];

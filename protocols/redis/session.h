@@ -52,6 +52,7 @@ enum pause_kind { PAUSE_NOTHING = 0, PAUSE_WRITES = 1, PAUSE_ALL = 2, PAUSE_ENDS
 
 struct session {
     uint64_t client_id;
+    const struct command_info *last; /* command; NULL: none that is known */
     uint32_t database;
     uint8_t protocol; /* 2 or 3 */
     bool authenticated;
@@ -117,9 +118,12 @@ enum session_view {
     VIEW_SLOWLOG_LEN = 7,
     VIEW_SLOWLOG_RESET = 8,
     VIEW_HISTOGRAM = 9,
-    VIEW_KILL_REPLICAS = 10 /* ADMIN: the leader's engine answers it: it knows which of them are clients' */
+    VIEW_KILL_REPLICAS = 10, /* ADMIN: the leader's engine answers it: it knows which of them are clients' */
+    VIEW_CLIENTS = 11,       /* ADMIN: the leader's engine answers it: of the clients of all nodes (session_clients.h) */
+    VIEW_CLIENT_ID = 12,     /* OWN: the backend's number of the client ... */
+    VIEW_REDIRECTION = 13    /* ... and of the one that invalidations go to */
 };
-#define VIEWS 11u
+#define VIEWS 14u
 
 struct session_decision {
     enum session_verdict verdict;

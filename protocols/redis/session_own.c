@@ -5,7 +5,7 @@
  * A request that is refused here still gets its answer in order, and makes an open transaction fail, because the backend
  * is asked in its place for a command that does not exist.
  */
-#include "protocols/redis/session_word.h"
+#include "protocols/redis/session_clients.h"
 
 #include <stdio.h>
 
@@ -373,6 +373,7 @@ struct session_decision session_own_enter(struct session *s, const struct comman
                                      .replies = raw ? swallow : replies,
                                      .swallow = swallow,
                                      .database_after = -1,
+                                     .view = raw || s->own_multi ? VIEW_PLAIN : session_client_view(info, request, bytes),
                                      .lists = !s->own_multi && replies == swallow + 1 && lists_clients(info, request, bytes),
                                      .added = (uint32_t)(buffer_length(&s->block) - request->length),
                                      .as_default = as_default};
@@ -488,7 +489,15 @@ static struct session_decision step(struct session *s, const struct session_cont
     if (plainly && session_kills_replicas(info, request, bytes))
         return (struct session_decision){.verdict = s->quiet ? SESSION_ADMIN : SESSION_WAIT, .bytes = bytes, .length = request->length,
                                          .replies = 1, .database_after = -1, .view = VIEW_KILL_REPLICAS};
+    if (plainly && info->action == ACTION_CLIENT && client_filter_read(context, request, bytes, &(struct client_filter){0}))
+        return (struct session_decision){.verdict = s->quiet ? SESSION_ADMIN : SESSION_WAIT, .bytes = bytes, .length = request->length,
+                                         .replies = 1, .database_after = -1, .view = VIEW_CLIENTS};
     if (session_refuses(context, info, request, bytes)) return refused(s, info);
+    if (session_tells_id(info, request, bytes) && (s->own == OWN_RAW || s->own_multi)) {
+        buffer_clear(&s->block);
+        session_append_id(s, &s->block);
+        return own(s, buffer_bytes(&s->block), buffer_length(&s->block));
+    }
     if (info->way == WAY_ADMIN) return own_admin(s, info, request, bytes);
     if (session_pauses(info, request, bytes)) return own_pause(s, info, request, bytes);
     if (info->action == ACTION_SYNC || info->action == ACTION_REPLCONF) return own_replica(s, info, request, bytes);
@@ -505,6 +514,7 @@ static struct session_decision step(struct session *s, const struct session_cont
     struct session_decision d = own(s, bytes, request->length);
     if (info->action == ACTION_VIEW && s->own_multi) s->multi_secrets = true;
     else if (info->action == ACTION_VIEW || info->action == ACTION_INFO) d.view = session_view(info), d.view_count = session_view_count(request, bytes);
+    else if (s->own == OWN_COUNTED && !s->own_multi) d.view = session_client_view(info, request, bytes);
     if (info->action == ACTION_EXEC && s->multi_secrets) d.view = VIEW_SECRETS;
     uint32_t answers = count_answers(s, info, request, bytes, d.replies);
     if (s->own == OWN_COUNTED) d.replies = answers;

@@ -156,7 +156,7 @@ def enter(stack: contextlib.ExitStack, node: NodeStatus) -> dict[str, Line]:
     assert lines["tracking"].ask("CLIENT TRACKING ON BCAST") == ["+OK"]
     for name in ("multi", "own multi"):
         assert lines[name].ask("MULTI") == ["+OK"] and lines[name].ask("INCR m") == ["+QUEUED"]
-    assert lines["own multi"].ask("CLIENT ID") == ["+QUEUED"]
+    assert lines["own multi"].ask("CLIENT GETREDIR") == ["+QUEUED"]
     return lines
 
 
