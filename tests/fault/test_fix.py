@@ -29,6 +29,7 @@ TIMEOUT_S = 20.0
 LOGON_S = 2.0
 ORDERS = 120
 KILL_AT = 40
+PAUSE_S = 0.002  # of bob, who would leave no processor time to anybody
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ class Bob(threading.Thread):
 
     def run(self) -> None:
         number, text = 0, None
-        while not self._ended.is_set():
+        while not self._ended.wait(PAUSE_S):
             try:
                 text = text or Text(next(self._nodes))
                 told = text.ask(f"SELL bob b{number} AAPL 2 1000 IOC")
