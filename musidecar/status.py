@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from musidecar import protocols
 from musidecar.config import Cluster, Node
 from musidecar.directory import is_held, node_lock
 
@@ -91,6 +92,8 @@ def problems(snapshot: dict[str, Any], config: Cluster) -> list[Problem]:
         found.append(_undecided(up) or _amnesia(up) or leaderless)
     for node in down:
         remedy = f"musidecar run --config {config.path} --node {node['id']}"
+        if protocols.kind(config.node(node["id"]).backend.kind).embedded:
+            remedy = f"start the program again that makes its Replica (node={node['id']})"
         if "does not answer" in node.get("reason", ""):
             remedy = "it is stopped (kill -CONT) or very busy: see its log"
         found.append(Problem(f"node {node['id']} {node.get('reason', 'is down')}", remedy))

@@ -10,14 +10,17 @@ from musidecar.config import Cluster, parse
 from musidecar.status import LAG_RECORDS, Problem, notes, problems, table
 
 
-@pytest.fixture
-def config() -> Cluster:
+def config_of(**backend: Any) -> Cluster:
     nodes = [
-        {"id": i, "client": f"127.0.0.1:{6999 + i}", "backend": {"socket": f"{i}.sock", "spawn": True}}
-        for i in (1, 2, 3)
+        {"id": i, "client": f"127.0.0.1:{6999 + i}", "backend": {"socket": f"{i}.sock", **backend}} for i in (1, 2, 3)
     ]
     cluster = {"name": "c", "secret_file": "s", "directory": "."}
     return parse({"cluster": cluster, "nodes": nodes}, Path("/d/cluster.toml"))
+
+
+@pytest.fixture
+def config() -> Cluster:
+    return config_of(spawn=True)
 
 
 def snapshot(**changes: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +53,11 @@ def test_a_node_that_is_missing_at_the_start_comes_with_the_line_that_starts_it(
 def test_a_node_lost_from_a_running_cluster_comes_with_the_line_that_brings_it_back(config: Cluster) -> None:
     (found,) = problems(snapshot(n2=DOWN), config)
     assert found == Problem("node 2 is not running", "musidecar run --config /d/cluster.toml --node 2")
+
+
+def test_the_node_of_a_program_of_the_users_own_is_started_by_that() -> None:
+    (found,) = problems(snapshot(n2=DOWN), config_of(kind="own"))
+    assert found == Problem("node 2 is not running", "start the program again that makes its Replica (node=2)")
 
 
 def test_trap_22_it_is_told_when_a_majority_has_lost_its_memory(config: Cluster) -> None:
