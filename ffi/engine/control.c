@@ -223,13 +223,18 @@ void status_publish(struct engine *e) {
     memcpy(s->replid, e->log.replid, REPLID_BYTES);
     memcpy(s->told_replid, e->feed.told_replid, REPLID_BYTES);
     member_status(e, s);
+    pthread_mutex_lock(&e->mutex);
+    e->status = *s;
+    pthread_mutex_unlock(&e->mutex);
     if (s->serving != e->serving_told) {
         e->serving_told = s->serving;
         engine_tell(e, ENGINE_SERVING, s->serving, 0);
     }
-    pthread_mutex_lock(&e->mutex);
-    e->status = *s;
-    pthread_mutex_unlock(&e->mutex);
+    uint64_t leader = s->leader == REPLICA_NOBODY ? 0 : s->leader + 1ull;
+    if (leader == e->leader_told && (s->term == e->term_told || leader == 0)) return;
+    e->leader_told = leader;
+    e->term_told = s->term;
+    engine_tell(e, ENGINE_LEADER, 0, 0);
 }
 
 void engine_status(struct engine *e, struct engine_status *out) {

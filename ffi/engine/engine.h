@@ -80,8 +80,9 @@ enum engine_event_kind {
     ENGINE_BACKEND_LOST = 8, /* it is gone, or does not answer: see to it, then engine_backend_ready() */
     ENGINE_REFUSES = 9,      /* for backend_timeout_us the leader's backend has refused writes for want of memory or disk: another
                                 node should lead; told again when that much time has gone by once more */
-    ENGINE_WANT_TAIL = 10    /* fetch what the stream of effects has between claim_offset and a from another node and give it to
+    ENGINE_WANT_TAIL = 10,   /* fetch what the stream of effects has between claim_offset and a from another node and give it to
                                 engine_install_tail() with number b, or say engine_rdb_failed() */
+    ENGINE_LEADER = 11       /* another node leads, or nobody is known to, or in another term: the status has it */
 };
 struct engine_event { uint32_t kind; uint32_t level; uint64_t a, b; char text[232]; };
 int engine_event_fd(const struct engine *e); /* readable when events wait */

@@ -279,6 +279,7 @@ struct engine {
     uint64_t resort_us;                /* since when no node may lead but this one, with that backend; 0: not so */
     bool resumes;                      /* it does: what it may have run already is not run again */
     bool serving_told;
+    uint64_t leader_told, term_told;   /* leader + 1 */
     uint64_t leader_silent_us; /* since when whoever serves is not taken for alive; 0: it is */
     uint64_t snapshot_us;
     uint64_t ask_us; /* to be made a member: not before */

@@ -250,11 +250,11 @@ class AsyncReplica:
 
     @property
     def leadership(self) -> Leadership:
-        """As it is now."""
+        """As this node was last told."""
         return self._host.leadership
 
     async def events(self) -> AsyncIterator[Leadership]:
-        """As it is now, and then every change, until the replica ends."""
+        """As it was last told, and then every change, until the replica ends."""
         came: asyncio.Queue[Leadership | None] = asyncio.Queue()
         came.put_nowait(self._host.leadership)
         if not self._host.runs:

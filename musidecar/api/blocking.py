@@ -244,8 +244,8 @@ class Replica:
         self._line = _Line(self._host)
 
     def start(self) -> None:
-        """Returns once all nodes are there and have formed the cluster, or this one has joined it where it runs. Again:
-        Closed. BackendError, EngineError, MeshError, ConfigError: it cannot."""
+        """Returns once all nodes have met and formed the cluster, or this one has joined it where it runs, and a
+        majority and this node hold what it began with. BackendError, EngineError, MeshError, ConfigError: it cannot."""
         self._host.start()
 
     def close(self) -> None:
@@ -320,11 +320,11 @@ class Replica:
 
     @property
     def leadership(self) -> Leadership:
-        """As it is now."""
+        """As this node was last told."""
         return self._host.leadership
 
     def events(self) -> Iterator[Leadership]:
-        """As it is now, and then every change, until the replica ends; waits for each."""
+        """As it was last told, and then every change, until the replica ends; waits for each."""
         came: queue.SimpleQueue[Leadership | None] = queue.SimpleQueue()
         with self._lock:
             came.put(self._host.leadership)

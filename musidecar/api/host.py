@@ -23,9 +23,12 @@ from musidecar.protocols.own.backend import Own
 from musidecar.protocols.own.checked import Checked, check_copies
 from musidecar.protocols.own.replicated import MachineFailed, Replicated
 from musidecar.protocols.own.server import Done, Ended
+from musidecar.status import collect
 
 KIND = "own"
 LOCK_S = 0.5
+POLL_S = 0.01  # between looks at the other nodes
+ANSWER_S = 1.0
 PARTS = ("apply", "snapshot", "restore")
 
 log = logging.getLogger("musidecar.api")
@@ -97,17 +100,24 @@ class Host:
         return self._thread is not None and not self._over.is_set()
 
     def start(self) -> None:
-        """Returns once the cluster has formed, or this node has joined it. BackendError, EngineError, MeshError,
-        ConfigError; Closed when it was stopped meanwhile."""
+        """Returns once this node and a majority hold what the cluster began with, and somebody leads. BackendError,
+        EngineError, MeshError, ConfigError; Closed when it was stopped meanwhile."""
         if self._thread is not None:
             raise Closed("a replica is started once: make another one")
         self._thread = threading.Thread(target=self._run, name=f"node-{self.node.id}", daemon=True)
         self._thread.start()
         self._up.wait()
-        if not self._over.is_set():
-            return
+        while not self._over.is_set():
+            if self.leadership.serving and self._is_filled():
+                return
+            self._over.wait(POLL_S)
         self._thread.join()
         raise self.error or Closed("closed while it was started")
+
+    def _is_filled(self) -> bool:
+        """Do a majority hold it? Before, all of it would be lost with the one node that does."""
+        nodes = collect(self.config, ANSWER_S)["nodes"]
+        return sum(node["role"] in ("leader", "follower") for node in nodes) > len(self.config.founders) // 2
 
     def stop(self) -> None:
         """Ends the node in order, and waits for that."""
@@ -192,7 +202,7 @@ class Host:
             self._sidecar.wake_up()
 
     def _heard(self, event: Event) -> None:
-        if event.kind in (lib.ENGINE_ROLE, lib.ENGINE_SERVING) and self._sidecar is not None:
+        if event.kind in (lib.ENGINE_LEADER, lib.ENGINE_SERVING) and self._sidecar is not None:
             found = self._sidecar.status()
             self._tell(Leadership(found["leader"], found["term"], found["role"] == "leader", found["serving"]))
 

@@ -1,12 +1,12 @@
 """A node of the fault tests of musidecar.api: `python api_node.py CONFIG NODE FOLDER [SETTING]...`
 
 Its machine is a ledger: all records, in order. Two threads propose `node.life.thread number` in batches, one after the
-other, until a line comes on standard input (SIGUSR1: until it kills itself in the middle of a batch, SIGUSR2: stops
-itself there); what each batch was answered goes to a file in FOLDER, so that it is known of a killed process, too. Then
-it prints what its machine holds, as JSON, and ends with the next line.
+other, until a line comes on standard input, or a signal (SIGUSR1: it kills itself in the middle of a batch; SIGUSR2: it
+stops itself there; SIGHUP: its machine fails). What each batch was answered goes to a file in FOLDER, so that it is
+known of a killed process, too. Then it prints what its machine holds, as JSON, and ends with the next line.
 
-Settings: `raises=N`: apply() of this node's machine fails at the N-th record. `idle`: nobody proposes. `keep=N`: so
-many records are there before it begins. `dump`: the records go to a file, too.
+Settings: `idle`: nobody proposes. `keep=N`: so many records are there before it begins. `dump`: the records go to a
+file, too. `reads`: another thread reads.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from musidecar.api import Closed, MachineFailed, Rejected, Replica
@@ -30,13 +31,13 @@ THREADS = 2
 class Ledger:
     """All records, but for those that begin with a minus: they are rejected."""
 
-    def __init__(self, raises: int, keep: int) -> None:
+    def __init__(self, keep: int) -> None:
         self.records = [b"kept %d" % i for i in range(keep)]
-        self.raises = raises
+        self.raises = False
         self.signal = 0
 
     def apply(self, index: int, record: bytes) -> bytes:
-        if index == self.raises:
+        if self.raises:
             raise KeyError("planted")
         if self.signal and self.records[-1].endswith(b"7"):
             number, self.signal = self.signal, 0
@@ -67,21 +68,34 @@ def propose(replica: Replica, name: str, into: Path, stop: threading.Event) -> N
             assert isinstance(results[-1], Rejected) and str(results[-1]) == "-" + batch[0].decode()
             told = [result for result in results[:-1] if isinstance(result, bytes)]
             assert len(told) == BATCH
-            file.write(b"".join(b"told %d %s\n" % (number + i, each) for i, each in enumerate(told)))
+            ended = b" %d\n" % time.monotonic_ns()
+            file.write(b"".join(b"told %d %s" % (number + i, each) + ended for i, each in enumerate(told)))
             number += BATCH
 
 
+def look(replica: Replica, into: Path, stop: threading.Event) -> None:
+    """Reads, one after the other: "read BEGAN ENDED COUNT", in ns of CLOCK_MONOTONIC, which all processes share."""
+    with open(into, "ab", buffering=0) as file:
+        while not stop.is_set():
+            began = time.monotonic_ns()
+            count = replica.read(lambda ledger: len(ledger.records))
+            file.write(b"read %d %d %d\n" % (began, time.monotonic_ns(), count))
+
+
 def main(config: str, node: int, folder: Path, settings: dict[str, str]) -> None:
-    machine = Ledger(int(settings.get("raises", "0")), int(settings.get("keep", "0")))
+    machine = Ledger(int(settings.get("keep", "0")))
     names = [f"{node}.{os.getpid()}.{i}" for i in range(0 if "idle" in settings else THREADS)]
     for name in names:
         (folder / name).touch()
     signal.signal(signal.SIGUSR1, lambda *_: setattr(machine, "signal", signal.SIGKILL))
+    signal.signal(signal.SIGHUP, lambda *_: setattr(machine, "raises", True))
     signal.signal(signal.SIGUSR2, lambda *_: setattr(machine, "signal", signal.SIGSTOP))
     with Replica(config, node, machine) as replica:
         print("ready", flush=True)
         stop = threading.Event()
         threads = [threading.Thread(target=propose, args=(replica, name, folder / name, stop)) for name in names]
+        if "reads" in settings:
+            threads.append(threading.Thread(target=look, args=(replica, folder / f"{node}.reads", stop)))
         for thread in threads:
             thread.start()
         sys.stdin.readline()
