@@ -53,15 +53,18 @@ def replicate(
 @_out
 def failover(runs: int, hang: bool, backend: str, seed: int, out: Path) -> None:
     """How long until another node answers, what is lost. (memcached, liquibook: in one cluster, kills only.)"""
-    from musidecar.bench import cache_failover, exchange_failover, failover
+    from musidecar.bench import cache_failover, failover
+    from musidecar.local import check_server
 
     if backend != "redis" and hang:
         raise click.UsageError(f"--hang is not measured with {backend}")
+    check_server(backend)
     if backend == "memcached":
         sys.exit(cache_failover.run(runs=runs, out=out, seed=seed))
     if backend == "liquibook":
-        sys.exit(exchange_failover.run(runs=runs, out=out, seed=seed))
+        from musidecar.bench import exchange_failover  # needs the package
 
+        sys.exit(exchange_failover.run(runs=runs, out=out, seed=seed))
     sys.exit(failover.run(runs=runs, hang=hang, out=out, seed=seed))
 
 
@@ -75,7 +78,9 @@ def failover(runs: int, hang: bool, backend: str, seed: int, out: Path) -> None:
 def proxy(rounds: int, seconds: float, backend: str, only: tuple[str, ...], seed: int, out: Path) -> None:
     """Beside the server alone, HAProxy, and for Redis twemproxy and WAIT."""
     from musidecar.bench import contestants, proxy
+    from musidecar.local import check_server
 
+    check_server(backend)
     if unknown := sorted(set(only) - set(contestants.ALL[backend])):
         raise click.UsageError(f"no contestant {unknown[0]}: there are {', '.join(contestants.ALL[backend])}")
     sys.exit(proxy.run(rounds=rounds, seconds=seconds, out=out, backend=backend, only=only, seed=seed))

@@ -151,6 +151,7 @@ class Server:
             self.exchange = Exchange.restored(data)
         except Reject as reject:
             return _rejected(reject)
+        gc.collect()  # the former books and their listeners know each other
         return b"RESTORED %d\n" % self.exchange.index + END
 
 
