@@ -7,7 +7,8 @@
 #include "engine/own_state.h"
 #include "protocols/redis/session_clients.h"
 
-#define PATIENCE_US 300000ull
+#define PATIENCE_US 2000000ull     /* with a node that lives ... */
+#define PATIENCE_DEAD_US 200000ull /* ... or seems not to */
 #define LINE_BYTES_MAX 2048u
 #define BUFFER_MIN 4096u /* of buffer.h */
 #define REPLY_BUFFER_MIN 1024u /* of the server's for each client ... */
@@ -92,12 +93,12 @@ void census_begin(struct engine *e, const struct destination *to, const uint8_t 
     static const char list[] = ASK_CLIENTS;
     struct census *census = calloc(1, sizeof *census);
     CHECK(census != NULL);
-    *census = (struct census){.next = e->censuses.first, .to = *to, .number = ++e->censuses.asked, .until_us = e->now_us + PATIENCE_US,
+    *census = (struct census){.next = e->censuses.first, .to = *to, .number = ++e->censuses.asked, .since_us = e->now_us,
                               .protocol = protocol, .waits = 1u << e->self};
     e->censuses.first = census;
     buffer_append(&census->request, bytes, length);
     for (uint32_t i = 0; i < e->nodes; i++) {
-        if (i == e->self || e->links[i].socket.source.fd < 0 || !(replica_alive(e->replica) & (1u << i))) continue;
+        if (i == e->self || e->links[i].socket.source.fd < 0) continue;
         census->waits |= 1u << i;
         link_send(e, i, &(struct frame){.type = FRAME_CLIENTS_ASK, .sequence = census->number, .term = e->term}, NULL);
     }
@@ -376,12 +377,16 @@ void census_frame(struct engine *e, uint32_t peer, const struct frame *f, const 
     }
 }
 
+static uint64_t patience_us(const struct engine *e, uint32_t node) {
+    return replica_alive(e->replica) & (1u << node) ? PATIENCE_US : PATIENCE_DEAD_US;
+}
+
 void censuses_step(struct engine *e) {
     for (struct census *census = e->censuses.first, *next; census != NULL; census = next) {
         next = census->next;
         uint32_t gone = 0;
         for (uint32_t i = 0; i < e->nodes; i++)
-            if (i != e->self && (e->links[i].socket.source.fd < 0 || e->now_us >= census->until_us)) gone |= 1u << i;
+            if (i != e->self && (e->links[i].socket.source.fd < 0 || e->now_us - census->since_us >= patience_us(e, i))) gone |= 1u << i;
         if ((census->waits & gone) == 0) continue;
         census->waits &= ~gone;
         if (census->waits == 0) census_end(e, census);

@@ -28,7 +28,7 @@ struct census_entry { /* as a node tells of a client, in front of its line */
 struct census {
     struct census *next;
     struct destination to;
-    uint64_t number, until_us;
+    uint64_t number, since_us;
     uint32_t waits;   /* nodes that have not answered; this one: the backend */
     uint8_t protocol; /* of who asks */
     struct buffer request, backend, entries[FABRIC_NODES_MAX];
