@@ -11,6 +11,7 @@ not count; seen with 7.0.15), and radix tree counts, which are no data.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from typing import Any, cast
 
 import redis
 
-from musidecar.protocols.memcached.comparing import differences
 from musidecar.protocols.server import Address
 from musidecar.testbed import ClusterStatus, Testbed
 
@@ -108,9 +108,15 @@ def compare_servers(bed: Testbed, status: ClusterStatus, timeout_s: float = 30.0
     """compare(), whatever the backend."""
     if bed.backend_name == "redis":
         return compare(bed.backends(status), timeout_s)
+    return compare_caches(bed.backend_name, {node.id: node.backend for node in status.alive}, timeout_s)
+
+
+def compare_caches(kind: str, places: Mapping[str, str], timeout_s: float) -> Comparison:
+    """Of a kind that has a `comparing`: the servers on these Unix sockets, by node id. The load must have ended."""
+    differences = importlib.import_module(f"musidecar.protocols.{kind}.comparing").differences
     deadline = time.monotonic() + timeout_s
     while True:
-        count, found = differences({node.id: Address(path=node.backend) for node in status.alive})
+        count, found = differences({name: Address(path=path) for name, path in places.items()})
         if not found or time.monotonic() > deadline:  # what was acknowledged last may be on its way to a follower's
             return Comparison(keys=count, differences=found)
         time.sleep(0.05)

@@ -19,7 +19,7 @@ struct item { /* what is done to one key */
     struct herd_key key;
     uint64_t job;
     uint8_t kind;
-    bool found;
+    bool known, found; /* to the key table, when it was asked for; by HERD */
     uint8_t value[HERD_VALUE_BYTES]; /* to be put, or what was found */
 };
 
@@ -402,7 +402,7 @@ static bool next_of(struct gate *g, uint32_t number, uint64_t now_ns, struct gat
             continue;
         }
         struct step step = *front;
-        const struct item *item = queue_at(&c->items, step.item);
+        struct item *item = queue_at(&c->items, step.item);
         queue_pop(&w->waiting);
         if (queue_length(&w->under_way) == 0) w->heard_ns = g->clock_ns; /* it had nothing to say */
         step.since_ns = now_ns;
@@ -420,6 +420,7 @@ static bool next_of(struct gate *g, uint32_t number, uint64_t now_ns, struct gat
             else table_remove(&g->table, item->key.bytes);
             g->status.puts++;
         } else {
+            item->known = table_has(&g->table, item->key.bytes);
             herd_slot_get(out->slot, item->key.bytes);
             g->status.gets++;
         }
@@ -442,7 +443,7 @@ static void note_found(struct gate *g, struct item *item, const uint8_t *bytes, 
     item->found = length == HERD_VALUE_BYTES;
     if (item->found) memcpy(item->value, bytes, length);
     if (item->found) g->status.hits++;
-    else if (table_has(&g->table, item->key.bytes)) g->status.gone++;
+    else if (item->known) g->status.gone++;
 }
 
 bool gate_reply(struct gate *g, uint32_t worker, const uint8_t *bytes, size_t length, uint64_t now_ns) {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from musidecar.protocols import server
-from musidecar.protocols.server import START_TIMEOUT_S, Address, BackendError, Server
+from musidecar.protocols.server import Address, BackendError, Server
 
 from .connection import Connection
 
@@ -32,15 +32,14 @@ def words(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def spawn(
-    directory: Path, socket_path: Path, options: Mapping[str, Any], *, binary: str, timeout_s: float = START_TIMEOUT_S
-) -> Server:
+def spawn(directory: Path, socket_path: Path, options: Mapping[str, Any], *, binary: str) -> Server:
     """Start a gate on `socket_path`; HERD is on its way when this returns. As with server.start(). binary: a Python."""
     address = Address(path=str(socket_path))
     if _answers_at(address):
         raise BackendError(f"{socket_path} is in use: another gate listens there")
     command = server.programs(binary, "python3")
     arguments = ["-P", "-m", "musidecar.protocols.herd", "--socket", str(socket_path), *words(options)]
+    timeout_s = float({**DEFAULTS, **options}["start_ms"]) / 1000
     return server.start(command, arguments, directory, address, _answers, timeout_s)
 
 

@@ -41,7 +41,7 @@ FINAL_TIMEOUT_S = 5.0
 class Plan:
     """What to do. nodes: (host, port) of each; each: clients at every node, half of them with `depth` requests under
     way; rate: operations a second of all together; key_ops: how many a key lives for; probe_s: the
-    probers' pace; timeout_s: a silent connection is left after this."""
+    probers' pace; timeout_s: a silent connection is left after this; kinds: of keys, of KINDS."""
 
     nodes: tuple[tuple[str, int], ...]
     seed: int
@@ -51,6 +51,7 @@ class Plan:
     key_ops: int = 60
     probe_s: float = 0.01
     timeout_s: float = 1.0
+    kinds: str = KINDS
 
 
 @dataclass
@@ -80,13 +81,14 @@ class Outcome:
 class _Keys:
     """The keys in use, and what comes next on one of them."""
 
-    def __init__(self, seed: int, clients: int, key_ops: int) -> None:
+    def __init__(self, seed: int, clients: int, key_ops: int, kinds: str) -> None:
         self.random = random.Random(seed)
+        self.kinds = kinds
         self.key_ops = key_ops
         self.serial = 0
         self.unique = 0
         self.used: dict[str, int] = {}
-        self.active = {kind: [self._new(kind) for _ in range(max(2, clients // 3))] for kind in set(KINDS)}
+        self.active = {kind: [self._new(kind) for _ in range(max(2, clients // 3))] for kind in set(kinds)}
 
     def _new(self, kind: str) -> str:
         self.serial += 1
@@ -97,7 +99,7 @@ class _Keys:
     def next(self, reads: float) -> Operation:
         """An operation on a key that is in use; a read with this probability."""
         pick = self.random
-        kind = pick.choice(KINDS)
+        kind = pick.choice(self.kinds)
         keys = self.active[kind]
         i = pick.randrange(len(keys))
         key = keys[i]
@@ -164,7 +166,7 @@ class _Loop:
             for i in range(plan.each):
                 self.clients.append(_Client(len(self.clients), node, plan.depth if i % 2 else 1, False))
             self.clients.append(_Client(len(self.clients), node, PROBE_DEPTH, True))
-        self.keys = _Keys(plan.seed, len(self.clients), plan.key_ops)
+        self.keys = _Keys(plan.seed, len(self.clients), plan.key_ops, plan.kinds)
         self.history: list[Operation] = []
         self.errors: Counter[str] = Counter()
         self.epoll = select.epoll()

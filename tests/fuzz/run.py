@@ -32,7 +32,7 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-g"
 FLAGS += ["-fno-sanitize-recover=all"]
 LINK = ["-lpthread", "-lm", "-Wl,--allow-multiple-definition"]  # a harness's own definition comes first
 INCLUDES = ["-I.", "-Iffi", "-Itests/fuzz"]
-CORE = ("ffi/core", "ffi/fabric", "ffi/engine", "protocols/*")
+CORE = ("ffi/core", "ffi/fabric", "ffi/engine", "ffi/gate", "protocols/*")
 FUZZER_SANITIZERS = "address,undefined"
 COMPARISONS = [f"__sanitizer_cov_trace_{kind}cmp{size}" for kind in ("", "const_") for size in (1, 2, 4, 8)]
 UNTRACED = [f"-Wl,--wrap={name}" for name in COMPARISONS]
@@ -78,6 +78,8 @@ PARSERS = {
         Parser("payloads", 160, is_long=True),
         Parser("lines", 160, "lines.dict"),
         Parser("own", 192),
+        Parser("herd", 320, "herd.dict", is_long=True),
+        Parser("gate", 320, "gate.dict", is_long=True),
         Parser("mesh", 256, "mesh.dict"),
     )
 }

@@ -284,6 +284,10 @@ def test_what_herd_gave_up_is_counted() -> None:
     gate.herd.evicts.add(key_of(b"a")[0])
     assert values(asker.ask(keyed("G", b"a", b"b"))) == [None, None]
     assert status(asker).gone == 1
+    assert asker.say(keyed("G", b"c") + put(b"c", b"1"))
+    gate.herd.serve_all()
+    asker.hear()
+    assert status(asker).gone == 1, "what was put behind the question is not given up"
 
 
 def test_a_reply_nobody_asked_for_is_told() -> None:

@@ -5,8 +5,8 @@
     HERD_HUGE_PAGES=1200          of 2 MiB, for all HERDs at a time: 8 and, as HERD comes, 576 a worker
     HERD_MEMORY_MB=4608           of the guest; 2048 without
 
-As the guest's root. A wrapper around the program stands for HERD's `main`: it loads the shim, and lets HERD's workers,
-which never sleep, have only the processor time that nobody else wants.
+As the guest's root. A wrapper around the program stands for HERD's `main`: it loads the shim, and lets a real HERD's
+workers, which never sleep, have only the processor time that nobody else wants.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ HUGE_PAGES = int(os.environ.get("HERD_HUGE_PAGES", "0"))
 
 @dataclass(frozen=True)
 class Size:
-    """Of a double. clients: a real one has 70. filled: keys that it has at its start, as a real one has 8 Mi."""
+    """Of a double. clients: a real one has 70. filled: how many keys it has at its start; a real one has 8 Mi.
+    preset: another one, in hex."""
 
     workers: int = WORKERS
     clients: int = 8
     buckets: int = 4096
     filled: int = 64
+    preset: str = ""
 
     def text(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in vars(self).items())
+        return " ".join(f"{name}={value}" for name, value in vars(self).items() if value != "")
 
 
 def _compile(folder: Path, name: str, *words: str) -> Path:
@@ -54,8 +56,16 @@ def main(folder: Path, size: Size | None = None) -> Path:
     double = [str(SOURCES / "double.c"), "-libverbs", "-lpthread"]
     program = Path(REAL) if REAL else _compile(folder, "herd_double", *double)
     wrapper = folder / f"main-{abs(hash(size)):x}"
+    idle = "chrt -i 0 " if REAL else ""
     wrapper.write_text(
-        f'#!/bin/sh\nexport HERD_DOUBLE="{size.text()}"\nexec chrt -i 0 env LD_PRELOAD={shim} {program} "$@"\n'
+        f'#!/bin/sh\nexport HERD_DOUBLE="{size.text()}"\nexec {idle}env LD_PRELOAD={shim} {program} "$@"\n'
     )
     wrapper.chmod(0o700)
     return wrapper
+
+
+def processes(gate: int) -> tuple[int, int]:
+    """HERD's, of the gate with this pid: the master, the workers."""
+    children = Path(f"/proc/{gate}/task/{gate}/children").read_text()
+    master, workers = (int(pid) for pid in children.split())
+    return master, workers

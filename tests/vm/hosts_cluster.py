@@ -16,8 +16,9 @@ from musidecar import secret
 from musidecar.compare import compare, compare_logs
 from musidecar.config import Cluster, load
 from musidecar.mesh import Unreachable, ask
+from musidecar.protocols.server import BackendError
 from musidecar.testbed import ClusterStatus, TestbedError, open_backend
-from tests.fault.clients import Crowd, Outcome, Plan
+from tests.fault.clients import KINDS, Crowd, Outcome, Plan
 from tests.fault.nursery import Cradle, Nursery
 from tests.vm.hosts import Network
 
@@ -47,13 +48,11 @@ LOAD: Mapping[str, float] = {"each": 1, "depth": 3, "rate": 90.0, "probe_s": 0.3
 class _Files:
     """The files of a cluster; what a Cradle asks of a `Local`."""
 
-    def __init__(
-        self, folder: Path, fabric: str, hosts: Sequence[int], joining: Sequence[int], timing: Mapping[str, int]
-    ) -> None:
+    def __init__(self, folder: Path, text: str) -> None:
         folder.mkdir(mode=0o700, parents=True)
         self.folder, self.config_file = folder, folder / "cluster.toml"
         secret.create(folder / "secret")
-        self.config_file.write_text(_toml(fabric, hosts, joining, timing))
+        self.config_file.write_text(text)
         self.config: Cluster = load(self.config_file)
 
     def log(self, node: int) -> Path:
@@ -63,16 +62,16 @@ class _Files:
         """Nothing: the processes are the Cradle's."""
 
 
-def _toml(fabric: str, hosts: Sequence[int], joining: Sequence[int], timing: Mapping[str, int]) -> str:
+def _toml(fabric: str, backends: Mapping[int, str], joining: Sequence[int], timing: Mapping[str, int]) -> str:
     lines = ["[cluster]", 'name = "hosts"', 'secret_file = "secret"', 'directory = "."', f'fabric = "{fabric}"']
     lines += ["[timing]", *(f"{key} = {value}" for key, value in timing.items())]
     if fabric == "verbs":
         lines += ["[verbs]", "timeout = 14", "retry_count = 4"]
-    for host in hosts:
+    for host, backend in backends.items():
         lines += ["[[nodes]]", f"id = {host}", f'client = "10.8.0.{host}:{CLIENT_PORT}"']
         if fabric == "verbs":
             lines += [f'mesh = "10.8.0.{host}:{MESH_PORT}"']
-        lines += [f'backend = {{ socket = "redis-{host}.sock", spawn = true }}']
+        lines += [f"backend = {{ {backend} }}"]
         if host in joining:
             lines += ["joins = true"]
         if fabric == "verbs":
@@ -83,6 +82,8 @@ def _toml(fabric: str, hosts: Sequence[int], joining: Sequence[int], timing: Map
 class HostsBed(Cradle):
     """A cluster with node i on host i; those of `joining` are there for it to grow, and not started at first."""
 
+    kinds = KINDS  # of keys that its clients use
+
     def __init__(
         self, nursery: Nursery, network: Network, fabric: str = "verbs", joining: Sequence[int] = (), **timing: int
     ) -> None:
@@ -91,8 +92,22 @@ class HostsBed(Cradle):
         self.hosts = [host for host in network.hosts if host not in joining]  # where the clients are
 
     def configure(self) -> None:
-        every = list(self.network.hosts)
-        self._local = _Files(self.dir, self.fabric, every, self.joining, self.timing)  # type: ignore[assignment]
+        backends = {host: self.backend_of(host) for host in self.network.hosts}
+        text = _toml(self.fabric, backends, self.joining, self.timing)
+        self._local = _Files(self.dir, text)  # type: ignore[assignment]
+
+    def backend_of(self, host: int) -> str:
+        """Its node's backend table."""
+        return f'socket = "redis-{host}.sock", spawn = true'
+
+    def differences(self, hosts: Sequence[int]) -> list[str]:
+        """Between what the servers of these nodes hold, in words. TestbedError, OSError, BackendError: not compared."""
+        backends = {str(host): open_backend(f"unix:{self.dir}/redis-{host}.sock") for host in hosts}
+        try:
+            return compare(backends, COMPARE_S).differences
+        finally:
+            for backend in backends.values():
+                backend.close()
 
     def launch(self) -> None:
         self.configure()
@@ -250,7 +265,7 @@ def siege(bed: HostsBed, crowd: Crowd, seed: int) -> Iterator[Siege]:
     one = Siege(bed, crowd)
     story = one.story
     addresses = tuple((f"10.8.0.{host}", CLIENT_PORT) for host in bed.hosts)
-    crowd.start(Plan(addresses, seed, **LOAD))  # type: ignore[arg-type]
+    crowd.start(Plan(addresses, seed, kinds=bed.kinds, **LOAD))  # type: ignore[arg-type]
     try:
         one.progress(set(), WARM_WRITES, SERVED_AGAIN_S)
         one.note("under load")
@@ -264,16 +279,11 @@ def siege(bed: HostsBed, crowd: Crowd, seed: int) -> Iterator[Siege]:
     story.troubles += [
         f"node {node} ended by itself: {how}" for node, how in bed.died().items() if node not in one.dead
     ]
-    backends = {str(host): open_backend(f"unix:{bed.dir}/redis-{host}.sock") for host in left}
     try:
-        result = compare(backends, COMPARE_S)
-        story.troubles += [f"replicas differ: {text}" for text in result.differences]
+        story.troubles += [f"replicas differ: {text}" for text in bed.differences(left)]
         story.troubles += compare_logs(bed.status, COMPARE_S)
-    except (TestbedError, OSError) as error:
+    except (TestbedError, OSError, BackendError) as error:
         story.troubles.append(f"the replicas cannot be compared: {error}")
-    finally:
-        for backend in backends.values():
-            backend.close()
     story.outcome = crowd.outcome()
     story.troubles += story.outcome.troubles
     assert story.sound, f"{story.text()}\n{bed.logs(40)}"

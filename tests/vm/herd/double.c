@@ -3,8 +3,8 @@
  * failing: one request at a time of each client, no length but the first for a key, lossy buckets of eight, partitions that
  * share nothing, requests and replies that are not sent again, one life of a client. What it is not: fast, large, or MICA.
  *
- * In the environment: HRD_REGISTRY_IP, as HERD has it. HERD_DOUBLE="workers=2 clients=8 buckets=4096 filled=64" says how large it is. A
- * worker process that gets SIGUSR1 keeps its next reply to itself.
+ * In the environment: HRD_REGISTRY_IP, as HERD has it. HERD_DOUBLE="workers=2 clients=8 buckets=4096 filled=64" says how large it is;
+ * "preset=<32 hex digits>" puts a value of 32 bytes under that key. A worker process that gets SIGUSR1 keeps its next reply to itself.
  */
 #include <arpa/inet.h>
 #include <assert.h>
@@ -33,7 +33,8 @@
 #define QKEY 0x11111111u
 #define GET 121
 #define IDLE_ROUNDS 64
-#define PAUSE_NS 200000
+#define PAUSE_NS 500000 /* HERD never sleeps; the processors of a guest are few */
+#define IDLE_NS 5000000
 
 struct record { char name[200]; uint64_t address; uint32_t bytes, rkey; int32_t lid, qpn; };
 static_assert(sizeof(struct record) == 224, "as HERD's");
@@ -218,6 +219,14 @@ static void put(struct bucket *partition, const uint8_t *key, const uint8_t *val
     memcpy(place->value, value, length < VALUE_BYTES_MAX ? length : VALUE_BYTES_MAX);
 }
 
+static void preset(struct bucket *partition) {
+    const char *text = getenv("HERD_DOUBLE") ? strstr(getenv("HERD_DOUBLE"), "preset=") : NULL;
+    uint8_t key[16], value[FILLED_BYTES] = {0};
+    if (text == NULL) return;
+    for (int i = 0; i < 16; i++) MUST(sscanf(text + strlen("preset=") + 2 * i, "%2hhx", &key[i]) == 1);
+    put(partition, key, value, sizeof value);
+}
+
 static struct bucket *new_partition(void) {
     struct bucket *partition = calloc(buckets, sizeof *partition);
     MUST(partition != NULL);
@@ -228,6 +237,7 @@ static struct bucket *new_partition(void) {
         memset(value, key[8], sizeof value);
         put(partition, key, value, sizeof value);
     }
+    preset(partition);
     return partition;
 }
 
@@ -304,7 +314,7 @@ static void *run_worker(void *number) {
     for (int idle = 0;; idle++) {
         for (uint32_t i = 0; i < clients; i++)
             if (serve(w, region, i)) idle = 0;
-        if (idle > IDLE_ROUNDS) nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+        if (idle > IDLE_ROUNDS) nanosleep(&(struct timespec){.tv_nsec = idle > 2 * IDLE_ROUNDS ? IDLE_NS : PAUSE_NS}, NULL);
     }
     return NULL;
 }
