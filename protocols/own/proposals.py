@@ -32,7 +32,8 @@ class Proposals:
         self._number = 0
         self._proposed: dict[int, tuple[bytes, Done]] = {}  # frames without an outcome, in order
         self._reads: dict[int, Done] = {}
-        self._input = b""
+        self._input = bytearray()  # the start of a reply
+        self._wanted = 1  # nothing is to be done before so much of it is there
 
     @property
     def under_way(self) -> bool:
@@ -40,7 +41,8 @@ class Proposals:
 
     def connected(self) -> None:
         """A connection is made: all that the last one did not answer is to be sent over it."""
-        self._input = b""
+        self._input.clear()
+        self._wanted = 1
         self.output.clear()
         if not self._opened:
             self.output += wire.request(wire.OPEN, self.client, 0, 0)
@@ -85,7 +87,10 @@ class Proposals:
     def feed(self, data: bytes) -> None:
         """What has come over the connection. Malformed: it is of no use any more."""
         if self._input:
-            data = self._input + data
+            self._input += data
+            if len(self._input) < self._wanted:
+                return
+            data = bytes(self._input)
         at, size = 0, len(data)
         while size - at >= REPLY_HEAD.size:
             kind, length, number = REPLY_HEAD.unpack_from(data, at)
@@ -95,7 +100,9 @@ class Proposals:
                 break
             self._reply(kind, number, data, at + REPLY_HEAD.size, at + length)
             at += length
-        self._input = data[at:]
+        self._input = bytearray(data[at:])
+        left = size - at
+        self._wanted = REPLY_HEAD.unpack_from(data, at)[1] if left >= REPLY_HEAD.size else REPLY_HEAD.size
         if self._input[:1] == bytes([wire.FULL]):
             raise Malformed("no place for another client (limits.clients_max)")
 
@@ -105,6 +112,8 @@ class Proposals:
             if found is not None:
                 found[1](_results(data, at, end), None)
         elif kind == wire.PLACE:
+            if end - at != U64.size:
+                raise Malformed(f"a place of {end - at} bytes")
             done = self._reads.pop(number, None)
             if done is not None:
                 done(U64.unpack_from(data, at)[0], None)

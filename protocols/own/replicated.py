@@ -76,6 +76,8 @@ class Replicated:
                 raise Malformed(f"a frame of {length} bytes")
             if (stamp > 0) == (kind == wire.READ):
                 raise Malformed("what changes something has a stamp, and nothing else")
+            if stamp and stamp <= self.stamp:
+                raise Malformed("what is logged there has been given before")
             replies.append(self._frame(kind, client, number, received, data, at + HEAD.size, at + length))
             self.stamp = stamp or self.stamp
             at += length

@@ -39,7 +39,7 @@ class _Connection:
         self.socket = connection
         self.input = bytearray()  # the start of a frame
         self.wanted = 1  # nothing is to be done before so much of it is there
-        self.output = b""  # what the other side did not take yet; until it has, nothing is read from it
+        self.output = memoryview(b"")  # what the other side did not take yet; until it has, nothing is read from it
 
 
 class Server:
@@ -139,13 +139,13 @@ class Server:
         poll.register(self._wake, select.EPOLLIN)
         try:
             while not self._stopping:
-                for fd, events in poll.poll():
+                for fd, _ in poll.poll():
                     if fd == self._wake:
                         self._take_todo()
                     elif fd == self._listener.fileno():
                         self._accept(poll)
                     else:
-                        self._serve(poll, self._connections[fd], events)
+                        self._serve(poll, self._connections[fd])
                 if self._waiting:
                     self._run_due()
         except MachineFailed as error:
@@ -199,7 +199,7 @@ class Server:
         self._connections[connection.fileno()] = _Connection(connection)
         poll.register(connection, select.EPOLLIN)
 
-    def _serve(self, poll: select.epoll, connection: _Connection, events: int) -> None:
+    def _serve(self, poll: select.epoll, connection: _Connection) -> None:
         try:
             if connection.output:
                 connection.output = connection.output[connection.socket.send(connection.output) :]
@@ -214,7 +214,7 @@ class Server:
             return
         except Malformed as error:
             log.error("a connection to the machine is closed: %s", error)
-        except OSError:
+        except OSError:  # also of the first reply to one that is closed: nothing more of what it had sent is applied
             pass
         poll.unregister(connection.socket)
         del self._connections[connection.socket.fileno()]
@@ -239,7 +239,7 @@ class Server:
         except BlockingIOError:
             sent = 0
         if sent < len(replies):
-            connection.output = replies[sent:]
+            connection.output = memoryview(replies)[sent:]
             poll.modify(connection.socket, select.EPOLLOUT)
 
 

@@ -4,6 +4,7 @@ calls; and Replicas, as far as they need no process of their own."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from musidecar.api import AsyncReplica, Closed, Leadership, MachineFailed, Rejected, Replica, Unknown
 from musidecar.bench.machines import Machines
+from musidecar.protocols.own import wire
 
 LONG_S = 30.0
 
@@ -39,6 +41,41 @@ class Sums:
         for line in data.decode().split("\n") if data else []:
             name, _, number = line.partition("=")
             self.sums[name] = int(number)
+
+
+class Hangs(Sums):
+    """At one record it waits until it may go on."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__()
+        self.gate = gate
+        self.restored = 0
+
+    def apply(self, index: int, record: bytes) -> bytes:
+        if record == b"hang=1":
+            assert self.gate.wait(LONG_S)
+        return super().apply(index, record)
+
+    def restore(self, data: bytes) -> None:
+        self.restored += 1
+        super().restore(data)
+
+
+class Blobs:
+    """Says what it is told, and keeps a hash of it."""
+
+    def __init__(self) -> None:
+        self.hashes: list[bytes] = []
+
+    def apply(self, index: int, record: bytes) -> bytes:
+        self.hashes.append(hashlib.sha256(record).digest())
+        return record
+
+    def snapshot(self) -> bytes:
+        return b"".join(self.hashes)
+
+    def restore(self, data: bytes) -> None:
+        self.hashes = [data[at : at + 32] for at in range(0, len(data), 32)]
 
 
 class Rolls(Sums):
@@ -183,6 +220,65 @@ def test_calls_that_are_given_up_or_cannot_end(machines: Machines) -> None:
             await proposal
         with pytest.raises(Closed):
             await read
+
+    asyncio.run(asyncio.wait_for(main(), 2 * LONG_S))
+
+
+def test_the_longest_records_at_every_node_and_over_a_leaders_end(machines: Machines) -> None:
+    """One that is too long to be kept at a follower until it is answered is sent again by its client."""
+
+    async def main() -> None:
+        replicas = [AsyncReplica(machines.config, node, Blobs()) for node in (1, 2, 3)]
+        await asyncio.gather(*(replica.start() for replica in replicas))
+        sizes = [0, 1, (1 << 17) - 1, 1 << 17, (1 << 20) + 1, wire.RECORD_BYTES_MAX]
+        given = [random.Random(size).randbytes(size) for size in sizes]
+        for replica in replicas:
+            assert await replica.propose_many(given) == given
+        with pytest.raises(ValueError, match=f"{wire.RECORD_BYTES_MAX} are the most"):
+            await replicas[0].propose(bytes(wire.RECORD_BYTES_MAX + 1))
+        leader = replicas[0].leadership.leader
+        assert leader is not None
+        left = [replica for node, replica in enumerate(replicas, 1) if node != leader]
+        calls = [asyncio.create_task(replica.propose_many(given)) for replica in left]
+        await asyncio.sleep(0)
+        await replicas[leader - 1].close()
+        assert await asyncio.gather(*calls) == [given, given]
+        hashes = await asyncio.gather(*(replica.read(lambda blobs: list(blobs.hashes)) for replica in left))
+        wanted = sorted([hashlib.sha256(record).digest() for record in given] * 5)
+        assert hashes[0] == hashes[1] and sorted(hashes[0]) == wanted
+        await close(left)
+
+    asyncio.run(asyncio.wait_for(main(), 2 * LONG_S))
+
+
+def test_a_machine_that_hangs_is_filled_anew(machines: Machines) -> None:
+    """Another node leads meanwhile; what was proposed at this one gets the result that it had there."""
+    timing = machines.config.timing.model_copy(update={"backend_timeout_ms": 400})
+    config = machines.config.model_copy(update={"timing": timing})
+
+    async def main() -> None:
+        gates = [threading.Event() for _ in range(3)]
+        made = [Hangs(gate) for gate in gates]
+        replicas = [AsyncReplica(config, node, machine) for node, machine in enumerate(made, 1)]
+        await asyncio.gather(*(replica.start() for replica in replicas))
+        leader = replicas[0].leadership.leader
+        assert leader is not None
+        hangs, others = replicas.pop(leader - 1), replicas
+        before = made[leader - 1].restored
+        for node, gate in enumerate(gates, 1):
+            if node != leader:
+                gate.set()
+        calls = [asyncio.create_task(hangs.propose(record)) for record in (b"hang=1", b"a=1", b"hang=2")]
+        while not any(replica.leadership.leads for replica in others):
+            await asyncio.sleep(0.01)
+        assert await others[0].propose(b"a=1") == b"2"
+        gates[leader - 1].set()
+        assert await asyncio.gather(*calls) == [b"1", b"1", b"3"]
+        assert await hangs.propose(b"a=1") == b"3"
+        states = await asyncio.gather(*(r.read(lambda sums: dict(sums.sums)) for r in (hangs, *others)))
+        assert states == [{"hang": 3, "a": 3}] * 3
+        assert made[leader - 1].restored == before + 1
+        await close([hangs, *others])
 
     asyncio.run(asyncio.wait_for(main(), 2 * LONG_S))
 

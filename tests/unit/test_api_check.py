@@ -81,9 +81,9 @@ class RaisesLater(Sum):
         return b""
 
 
-def frame(number: int, kind: int = wire.PROPOSE, *records: bytes) -> bytes:
+def frame(number: int, kind: int, *records: bytes, stamp: int = 0) -> bytes:
     body = wire.batch(records) if kind == wire.PROPOSE else b""
-    return wire.STAMP_HEAD.pack(wire.STAMP, number) + wire.request(kind, 7, number, 0, body)
+    return wire.STAMP_HEAD.pack(wire.STAMP, stamp or number) + wire.request(kind, 7, number, 0, body)
 
 
 @pytest.fixture
@@ -100,7 +100,9 @@ def test_nothing_is_said_of_one_that_is_right(checked: Checked) -> None:
         replies, _ = checked.feed(frame(number, wire.PROPOSE, b"1", b"2"))
         assert replies.endswith(b"%d" % ((number - 1) * 3))
     assert checked.feed(wire.request(wire.READ, 7, 1, 0))[0]
-    assert checked.feed(frame(3, wire.PROPOSE, b"1", b"2"))[0].endswith(b"6")  # it is answered, and not done again
+    assert checked.feed(frame(3, wire.PROPOSE, b"1", b"2", stamp=9))[0].endswith(
+        b"6"
+    )  # it is answered, and not done again
     assert checked.applied == 8
 
 
