@@ -19,9 +19,17 @@ SENT_KEPT = 10_000  # messages of the application, to be sent again
 HEARTBEAT_S_MAX = 3600
 LATE = 1.2  # times the heartbeat's interval: a silent client is asked
 GONE = 2.4  # ... and given up
-NUMBERS_SKIPPED = 1000  # by a process that does not know the session
+WEEK_US, SUNDAY_US = 7 * 24 * 3600 * 1_000_000, 3 * 24 * 3600 * 1_000_000  # 1970 began on a Thursday
 
 HEARTBEAT, TEST, RESEND, REJECT, SEQUENCE, LOGOUT, LOGON = "0", "1", "2", "3", "4", "5", "A"
+
+
+def beyond(events: int, sequence: int, now_us: int) -> int:
+    """A number that no other process can have come to in a session that it has taken up: each begins at that of its
+    time, and sends no more than a message a millisecond for long. They are below 2^31, so they begin anew each Sunday
+    (UTC). events: of the trader; sequence: the client's own number."""
+    this_week_ms = (now_us - SUNDAY_US) % WEEK_US // 1000
+    return this_week_ms + events + 2 * sequence
 
 
 @dataclass(slots=True)
@@ -119,11 +127,8 @@ class Session:
                 return self._logout("ResetSeqNumFlag with a MsgSeqNum other than 1")
             ledger.reset()
             answer.append((141, "Y"))
-        elif ledger.is_new and sequence > 1:
-            ledger.next_in = sequence
-            ledger.next_out = self._events_of(client) + 2 * sequence + NUMBERS_SKIPPED
-        if (expected := message.number(789)) is not None and ledger.is_new:
-            ledger.next_out = expected
+        elif sequence > (1 if ledger.is_new else ledger.next_in):
+            self._take_up(ledger, sequence, message.number(789))
         if ledger.is_new:
             ledger.told, ledger.retold_up_to, ledger.is_new = 0, self._events_of(client), False
         if sequence < ledger.next_in and not message.flag(43):
@@ -134,6 +139,15 @@ class Session:
         elif sequence == ledger.next_in:
             ledger.next_in += 1
         return None
+
+    def _take_up(self, ledger: Ledger, sequence: int, expected: int | None) -> None:
+        """The client has been elsewhere, or something that it said was lost: what it has heard may be beyond what was
+        said here. expected: what it says that it waits for."""
+        events = self._events_of(ledger.client)
+        ledger.next_out = max(ledger.next_out, expected or beyond(events, sequence, self._now_us))
+        ledger.retold_up_to = events
+        if ledger.is_new:
+            ledger.next_in = sequence
 
     def _is_next(self, ledger: Ledger, message: Message) -> bool:
         """Whether it is to be looked at now; else it is seen to here."""
@@ -231,9 +245,8 @@ class Session:
             return self._reject(message, 5, "BeginSeqNo or EndSeqNo is missing or wrong")
         end = min(last + 1 if last else ledger.next_out, ledger.next_out)
         gap = first
-        for sequence in range(first, end):
-            sent = ledger.sent.get(sequence)
-            if sent is None:
+        for sequence, sent in ledger.sent.items():  # in order
+            if not first <= sequence < end:
                 continue
             if gap < sequence:
                 self._gap(ledger, gap, sequence)

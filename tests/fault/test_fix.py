@@ -26,7 +26,7 @@ from tests.unit.fix_client import Peer
 from tests.unit.fix_engines import Asyncfix, Quickfix
 
 TIMEOUT_S = 20.0
-LOGON_S = 2.0
+LOGON_S = 5.0
 ORDERS = 120
 KILL_AT = 40
 PAUSE_S = 0.002  # of bob, who would leave no processor time to anybody
@@ -147,6 +147,12 @@ async def _trade(bed: Testbed, heard: Heard, bob: Bob) -> NodeStatus:
         assert set(heard.kinds) <= set(wanted)
         await _hear(client, heard)
     await client.leave()
+    third = next(node for node in status.followers if fix_port(node) != client.port)
+    for node in (third, next(node for node in status.followers if node is not third)):
+        again, client = heard.again, await _log_on(iter([node]), journal)  # unknown there; known, from before
+        while node is third and heard.again < again + len(wanted):
+            await _hear(client, heard)
+        await client.leave()
     return leader
 
 

@@ -24,6 +24,7 @@ class Asyncfix(AsyncFIXClient):  # type: ignore[misc]
 
     def __init__(self, port: int, journal: Journaler) -> None:
         super().__init__(FIXProtocol44(), "alice", US, journal, "127.0.0.1", port, heartbeat_period=5)
+        self.port = port
         self.told: asyncio.Queue[FIXMessage | None] = asyncio.Queue()
         self.active = asyncio.Event()
 
