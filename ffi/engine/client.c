@@ -185,7 +185,6 @@ static bool verify_start(struct engine *e, struct client *c, const struct sessio
     CHECK(s != NULL);
     s->source = (struct source){.kind = SOURCE_VERIFY, .fd = fd};
     c->verify = s;
-    c->verify_hello = d->hello_protocol;
     c->barrier = true;
     buffer_append(&s->out, d->bytes, d->length);
     source_watch(e, &s->source, EPOLLIN);
@@ -206,6 +205,14 @@ struct client *client_of_local(struct engine *e, struct source *s) {
     return NULL;
 }
 
+/* What its credentials are answered, in e->answer. */
+void client_verified(struct engine *e, struct client *c, const void *line, size_t length) {
+    bool right = *(const uint8_t *)line == '+';
+    buffer_clear(&e->answer);
+    if (right) session_verified(&c->session, &e->context, c->verify_hello, &e->answer);
+    if (!right || c->verify_hello == 0) buffer_append(&e->answer, line, length);
+}
+
 void client_verify_event(struct engine *e, struct client *c) {
     char line[512];
     ssize_t n = recv(c->verify->source.fd, line, sizeof line, 0);
@@ -219,9 +226,7 @@ void client_verify_event(struct engine *e, struct client *c) {
         client_close(e, c);
         return;
     }
-    buffer_clear(&e->answer);
-    if (line[0] == '+') session_verified(&c->session, &e->context, c->verify_hello, &e->answer);
-    if (line[0] != '+' || c->verify_hello == 0) buffer_append(&e->answer, line, (size_t)n);
+    client_verified(e, c, line, (size_t)n);
     client_answer_local(e, c, &e->answer);
     client_want_ready(e, c);
 }
@@ -295,7 +300,8 @@ static enum step client_decide(struct engine *e, struct client *c, const struct 
         case SESSION_WAIT: return STEP_WAIT;
         case SESSION_VERIFY:
             if (c->outstanding > 0) return STEP_WAIT;
-            if (verify_start(e, c, d)) return STEP_ON;
+            c->verify_hello = d->hello_protocol;
+            if (own_verify(e, c, d) || verify_start(e, c, d)) return STEP_ON;
             client_close(e, c);
             return STEP_CLOSED;
         case SESSION_ADMIN:

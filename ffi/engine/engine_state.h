@@ -100,6 +100,7 @@ struct client {
     uint64_t sent_term;       /* ... whose present one leads in this term */
     bool unsettled;           /* ... has gone: nothing else of this client goes on before they do */
     struct socket *verify;  /* the backend is looking at this client's credentials */
+    bool verifying;         /* ... or the leader's is */
     uint8_t verify_hello;
 };
 
@@ -333,6 +334,7 @@ void client_answer_local(struct engine *e, struct client *c, struct buffer *answ
 bool client_may_go_on(struct engine *e, struct client *c);
 bool client_submit(struct engine *e, struct client *c, const struct session_decision *d); /* false: it has to wait */
 void client_verify_event(struct engine *e, struct client *c);
+void client_verified(struct engine *e, struct client *c, const void *line, size_t length);
 void client_describe(const struct client *c, struct own_peer *peer);
 struct client *client_of_verify(struct engine *e, struct source *s);
 struct client *client_of_local(struct engine *e, struct source *s);
@@ -403,6 +405,7 @@ void own_settled(struct engine *e, uint64_t number); /* its answer need not wait
 bool own_submit(struct engine *e, const struct destination *to, const struct session_decision *d);
 void own_eof(struct engine *e, const struct destination *to);
 void own_close(struct engine *e, const struct destination *to);
+bool own_verify(struct engine *e, struct client *c, const struct session_decision *d); /* credentials, by the leader; false: not now */
 bool own_request(struct engine *e, struct client *c, const struct session_decision *d);
 void own_took(struct engine *e, struct client *c, uint64_t bytes); /* a client that is a replica */
 void own_taken(struct engine *e, const struct destination *to, uint64_t bytes); /* ... at the leader */

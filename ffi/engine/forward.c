@@ -82,9 +82,16 @@ void forward_reply(struct engine *e, uint32_t peer, const struct frame *f, const
         client_close(e, c); /* an answer to something else: never pass it on */
         return;
     }
-    buffer_append(&c->socket.out, payload, f->length);
-    c->releasable += f->length;
-    c->answer_bytes += f->length;
+    size_t length = f->length;
+    if (c->verifying) { /* one line, in one piece */
+        c->verifying = false;
+        client_verified(e, c, payload, length);
+        payload = buffer_bytes(&e->answer);
+        length = buffer_length(&e->answer);
+    }
+    buffer_append(&c->socket.out, payload, length);
+    c->releasable += length;
+    c->answer_bytes += length;
     client_want_flush(e, c);
     if (f->flags & FRAME_LAST) forward_answered(e, c, (uint8_t)f->database);
 }

@@ -48,7 +48,8 @@ enum frame_flags {
     FRAME_REFUSED = 128,   /* CAUGHT_UP */
     FRAME_SYNCS = 1,       /* OWN_REQUEST: SYNC or PSYNC ... */
     FRAME_LISTS = 2,       /* ... CLIENT LIST or INFO; script_offset is what was added */
-    FRAME_RESETS = 4       /* ... see session.h */
+    FRAME_RESETS = 4,      /* ... see session.h */
+    FRAME_VERIFIES = 32    /* ... credentials that a node's client would be let in with */
 };
 struct frame {
     uint32_t length; /* payload bytes */

@@ -375,7 +375,7 @@ static bool own_stage(struct engine *e, const struct destination *to, const stru
     uint32_t named = own_setting_staged(&own->settings, d);
     if (d->replies > 0)
         *(struct own_expect *)queue_push(&own->expects) =
-            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, enters ? 2 : 0, (uint8_t)d->view,
+            (struct own_expect){to->sequence, d->replies, d->swallow, d->database_after, d->pause, (uint32_t)added, d->stands_in, d->lists, d->resets, false, d->verifies, enters ? 2 : 0, (uint8_t)d->view,
                                 d->sets < SETS_QUEUED ? (uint8_t)d->sets : SETS_NOTHING, d->view_count, named, {0}, 0, e->now_ns};
     if (d->replies > 0) {
         struct own_expect *x = queue_back(&own->expects);

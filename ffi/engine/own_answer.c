@@ -46,6 +46,11 @@ static void own_list(struct engine *e, struct own *asks, size_t added) {
 static void own_edit(struct engine *e, struct own *own, const struct own_expect *x, struct arrival a, const uint8_t *bytes, bool done) {
     buffer_append(&own->edited, bytes, a.bytes);
     if (!done) return;
+    if (x->verifies) { /* it tells of no data, and need not wait for any; this connection is somebody else's now, perhaps */
+        link_answer(e, &a.to, buffer_bytes(&own->edited), buffer_length(&own->edited));
+        buffer_clear(&own->edited);
+        return own_leave(e, own);
+    }
     if (x->asks_id) {
         own->peer.id = *buffer_bytes(&own->edited) == ':' ? strtoull((const char *)buffer_bytes(&own->edited) + 1, NULL, 10) : 0;
         buffer_clear(&own->edited);
@@ -128,8 +133,9 @@ bool own_bytes(struct engine *e, struct own *own, const uint8_t *bytes, size_t l
         counted = counted && !resets;
         bool shown = counted ? x->swallow == 0 : !(done && own->whole && ask_is_seen(bytes, used));
         if (resets) own_reset(e, own, bytes, used, done);
-        else if (counted && (x->asks_id || (shown && is_edited(x)))) own_edit(e, own, x, a, bytes, done);
+        else if (counted && (x->asks_id || x->verifies || (shown && is_edited(x)))) own_edit(e, own, x, a, bytes, done);
         else if (shown) own_arrive(e, own, &a, bytes);
+        if (own->socket.source.kind == SOURCE_GONE) return true;
         own->whole = done;
         own->unseen = !shown ? own->unseen + used : done ? 0 : own->unseen;
         if (done && counted) {

@@ -17,7 +17,7 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     uint32_t leader = link_leader(e);
     if (leader == REPLICA_NOBODY || e->leader_silent_us != 0) return false;
     uint8_t flags = (uint8_t)((d->as_default ? FRAME_LAST : 0) | (d->syncs ? FRAME_SYNCS : 0) | (d->lists ? FRAME_LISTS : 0) | (d->resets ? FRAME_RESETS : 0) |
-                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0));
+                              (d->flushes_scripts ? FRAME_FLUSHES_SCRIPTS : 0) | (d->verifies ? FRAME_VERIFIES : 0));
     struct frame frame = {.length = (uint32_t)d->length, .type = FRAME_OWN_REQUEST, .flags = flags, .slot = c->slot,
                           .generation = c->generation, .sequence = ++c->sequence, .replies = d->replies, .swallow = d->swallow, .view = (uint16_t)d->view,
                           .view_count = d->view_count, .sets = d->sets,
@@ -34,6 +34,15 @@ bool own_request(struct engine *e, struct client *c, const struct session_decisi
     client_describe(c, &peer);
     link_send(e, leader, &(struct frame){.type = FRAME_OWN_PEER, .length = sizeof peer, .slot = c->slot, .generation = c->generation,
                                          .term = frame.term}, &peer);
+    return true;
+}
+
+/* By the leader's backend, as everything else: what a password is was set there, and MONITOR shows who logs in. */
+bool own_verify(struct engine *e, struct client *c, const struct session_decision *d) {
+    struct session_decision asks = {.verdict = SESSION_OWN, .bytes = d->bytes, .length = d->length, .replies = 1, .database_after = -1, .verifies = true};
+    if (engine_leads(e) || e->handover.waits || !own_request(e, c, &asks)) return false;
+    c->verifying = c->barrier = true;
+    c->outstanding++;
     return true;
 }
 
@@ -108,7 +117,7 @@ bool own_frame_request(struct engine *e, uint32_t peer, const struct frame *f, c
     struct session_decision d = {.verdict = SESSION_OWN, .bytes = payload, .length = f->length, .replies = f->replies,
                                  .swallow = f->swallow, .database_after = -1, .as_default = f->flags & FRAME_LAST, .syncs = f->flags & FRAME_SYNCS,
                                  .script = f->script_length > 0 ? payload + f->script_offset : NULL, .script_length = f->script_length,
-                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .lists = f->flags & FRAME_LISTS, .resets = f->flags & FRAME_RESETS,
+                                 .flushes_scripts = f->flags & FRAME_FLUSHES_SCRIPTS, .verifies = f->flags & FRAME_VERIFIES, .lists = f->flags & FRAME_LISTS, .resets = f->flags & FRAME_RESETS,
                                  .added = f->script_length == 0 ? f->script_offset : 0, .pause = f->pause, .view = f->view, .view_count = f->view_count, .sets = f->sets};
     if (!own_submit(e, &from, &d)) return false;
     e->counters.requests++;

@@ -4,7 +4,7 @@
 
 #include "engine/engine_state.h"
 
-struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id; uint8_t enters /* answers up to SELECT's */, view, sets; int32_t view_count;
+struct own_expect { uint64_t sequence; uint32_t replies, swallow; int32_t database_after; uint32_t pause; uint32_t added; bool stands_in, lists, resets, asks_id, verifies; uint8_t enters /* answers up to SELECT's */, view, sets; int32_t view_count;
                     uint32_t named; uint8_t head[SLOW_HEAD_BYTES]; uint32_t behind; uint64_t since_ns; /* see slowlog.h */ };
 
 struct arrival { struct destination to; size_t bytes; enum arrival_kind kind; uint8_t type; bool refused /* by busy.h */; int32_t database_after; };

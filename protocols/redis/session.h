@@ -148,6 +148,7 @@ struct session_decision {
     bool syncs;                 /* OWN: what the backend says from here on is its data, and then its stream */
     bool as_default;            /* OWN: a new connection logs in as everybody's does */
     bool resets;                /* OWN: answers are counted again from the one that is +RESET on */
+    bool verifies;              /* OWN: credentials, on a connection that is good for nothing else */
     bool lists;                 /* OWN: CLIENT LIST or INFO, whose answer shows the sidecar's connections ... */
     uint32_t added;             /* ... and, with it or `sets`, bytes in front of the request that its client has not sent */
     uint32_t sets;              /* OWN: see enum session_sets */

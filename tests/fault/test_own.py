@@ -259,6 +259,19 @@ def test_who_enters_while_a_script_runs_is_in_his_own_database(shared_bed: Testb
 # ---- users and settings ----------------------------------------------------------------------------------------------
 
 
+def test_who_logs_in_at_any_node_is_seen_by_who_monitors(shared_bed: Testbed, node: NodeStatus) -> None:
+    """A password is what it is at the leader, and it is told there."""
+    with Line(leader_of(shared_bed.status())) as monitor, Line(node) as line:
+        assert monitor.ask("MONITOR") == ["+OK"]
+        for text in ("AUTH wrong", "HELLO 3 AUTH default wrong", "AUTH default wrong"):
+            line.say(text, "PING")
+            while line.hear() != ["+PONG"]:
+                pass
+            while not (seen := monitor.hear()[0].lower()).endswith('"(redacted)"'):
+                assert '"auth"' not in seen
+            assert '"auth"' in seen and "wrong" not in seen
+
+
 def test_another_users_rights_are_checked(shared_bed: Testbed, node: NodeStatus) -> None:
     admin = shared_bed.client(node)
     name = f"reader{node.id}"
