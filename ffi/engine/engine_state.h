@@ -522,6 +522,8 @@ void view_histogram(struct engine *e, struct buffer *answer);
 bool view_stats_line(struct engine *e, const char *line, size_t length, struct buffer *out); /* of INFO; false: as it is */
 
 /* view.c */
+void view_block_note(struct engine *e, const uint8_t *bytes, size_t length, struct buffer *views); /* of a transaction */
+void view_block(struct engine *e, struct buffer *views, struct buffer *answer); /* to the first of those noted */
 void view_edit(struct engine *e, enum session_view view, int32_t count, struct buffer *answer); /* the backend's: the client's */
 
 /* slowlog.c */

@@ -232,9 +232,11 @@ static void answer_part(struct engine *e, struct expect *x, const uint8_t *bytes
     if (!x->stands_in && !aborts && !views) return pass(e, x, bytes, length, last, s->reply.type);
     buffer_append(&s->edited, bytes, length);
     if (!done) return;
+    bool block = x->view == VIEW_SECRETS;
+    if (block && views) view_block(e, &s->views, aborts ? NULL : &s->edited);
     if (x->stands_in) stand_in_edit(&s->edited);
     else if (aborts) abort_edit(s);
-    else view_edit(e, x->view, x->view_count, &s->edited);
+    else if (!block) view_edit(e, x->view, x->view_count, &s->edited);
     pass(e, x, buffer_bytes(&s->edited), buffer_length(&s->edited), last, *buffer_bytes(&s->edited));
     buffer_clear(&s->edited);
 }
@@ -361,6 +363,7 @@ void shared_close(struct engine *e) {
     buffer_clear(&s->info);
     s->changed = s->writes_out = false;
     buffer_clear(&s->populate);
+    buffer_clear(&s->views);
     buffer_clear(&s->local);
     queue_clear(&s->staged);
     queue_clear(&s->expects);

@@ -80,6 +80,7 @@ struct shared {
     struct buffer populate;            /* requests, while the backend is asked whether it would */
     struct buffer local;               /* bytes of EXPECT_LOCAL answers, in order */
     struct buffer refusal;             /* an error in the place of a +QUEUED that was given before ... */
+    struct buffer views;               /* of transactions that are under way: see view_block_note() */
     struct buffer edited;              /* ... and what its EXEC is answered, until it is whole */
     struct buffer kept;                /* answers that go into the next EFFECT: struct origin_reply, bytes */
     uint64_t kept_whole, kept_cut;     /* absolute counts of its bytes: whole answers; those in an EFFECT */

@@ -240,7 +240,7 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     struct expect expect = expect_of(e, r);
     slow_head(d->bytes, d->length, expect.head, &expect.behind);
     if (d->view == VIEW_RESETSTAT) memset(e->our_calls, 0, sizeof e->our_calls);
-    if (d->view == VIEW_SLOWLOG_GET || d->view == VIEW_SLOWLOG_LEN) slowlog_fetch(e);
+    if (d->view == VIEW_SLOWLOG_GET || d->view == VIEW_SLOWLOG_LEN || d->view == VIEW_SECRETS) slowlog_fetch(e);
     if (d->writes) {
         if ((d->script != NULL || d->flushes_scripts) && !script_log(e, d)) return false;
         struct command_entry entry = entry_of(r);
@@ -248,6 +248,7 @@ bool turn_submit(struct engine *e, const struct request *r, struct buffer *holde
     } else {
         turn_forward(e, r->database, r->protocol, d->bytes, d->length, &expect);
     }
+    if (d->view == VIEW_SECRETS) view_block_note(e, d->bytes, d->length, &e->shared.views);
     if (d->loses_database) e->shared.database = -1;
     if (d->pause != PAUSE_NOTHING) client_pause_sent(e, d->pause);
     return true;

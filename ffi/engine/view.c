@@ -71,3 +71,67 @@ void view_edit(struct engine *e, enum session_view view, int32_t count, struct b
         case VIEW_PLAIN: break;
     }
 }
+
+/* ---- transactions ------------------------------------------------------------------------------------------------------- */
+
+struct part { uint32_t index; enum session_view view; int32_t count; }; /* of EXEC's answer, counted from 0 */
+
+/* One whole transaction, from MULTI to EXEC. What stands in `views` is, for each of them in turn, how many parts, and these. */
+void view_block_note(struct engine *e, const uint8_t *bytes, size_t length, struct buffer *views) {
+    const struct resp_limits limits = {UINT32_MAX, UINT32_MAX, 1 << 16, true};
+    struct buffer parts = {0};
+    struct resp_request request;
+    const struct command_info *info;
+    uint32_t count = 0;
+    for (uint32_t i = 0; length > 0; i++) {
+        resp_request_reset(&request);
+        if (resp_request_feed(&request, bytes, length, &limits) != RESP_DONE) break;
+        bool known = i > 0 && command_lookup(e->context.commands, &request, bytes, &info) == COMMAND_OK;
+        bool viewed = known && (info->action == ACTION_VIEW || info->action == ACTION_INFO) && session_view(info) != VIEW_PLAIN;
+        const struct part part = {i - 1, viewed ? session_view(info) : VIEW_PLAIN, viewed ? session_view_count(&request, bytes) : 0};
+        if (viewed) buffer_append(&parts, &part, sizeof part);
+        if (part.view == VIEW_RESETSTAT) memset(e->our_calls, 0, sizeof e->our_calls);
+        count += viewed;
+        bytes += request.length;
+        length -= request.length;
+    }
+    buffer_append(views, &count, sizeof count);
+    buffer_append(views, buffer_bytes(&parts), buffer_length(&parts));
+    buffer_free(&parts);
+}
+
+static void block_parts(struct engine *e, const uint8_t *parts, uint32_t count, struct buffer *answer) {
+    struct reply reply = {buffer_bytes(answer), buffer_bytes(answer) + buffer_length(answer)};
+    struct buffer out = {0}, one = {0};
+    struct reply_item head;
+    struct part part;
+    if (!reply_next(&reply, &head) || head.type != '*' || head.number <= 0) return;
+    buffer_append(&out, head.at, head.whole);
+    for (int64_t i = 0; i < head.number; i++) {
+        const uint8_t *from = reply.at;
+        if (!reply_skip(&reply)) break;
+        if (count > 0) memcpy(&part, parts, sizeof part);
+        bool viewed = count > 0 && part.index == (uint32_t)i;
+        buffer_clear(&one);
+        buffer_append(&one, from, (size_t)(reply.at - from));
+        if (viewed) view_edit(e, part.view, part.count, &one);
+        buffer_append(&out, buffer_bytes(&one), buffer_length(&one));
+        parts += viewed ? sizeof part : 0;
+        count -= viewed;
+    }
+    buffer_append(&out, reply.at, (size_t)(reply.end - reply.at));
+    buffer_free(&one);
+    buffer_free(answer);
+    *answer = out;
+}
+
+/* EXEC's answer, or NULL: it was another than that which its client is given. */
+void view_block(struct engine *e, struct buffer *views, struct buffer *answer) {
+    uint32_t count;
+    memcpy(&count, buffer_bytes(views), sizeof count);
+    if (answer != NULL) {
+        block_parts(e, buffer_bytes(views) + sizeof count, count, answer);
+        view_secrets(e, answer);
+    }
+    buffer_consume(views, sizeof count + count * sizeof(struct part));
+}

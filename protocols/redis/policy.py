@@ -59,7 +59,8 @@ NOTES = {
     Action.VIEW: "the answer is as it would be without a sidecar",
     Action.WAIT: "how many other nodes are known to have every write before it",
     Action.MULTI: "the transaction is gathered, and travels when EXEC comes",
-    Action.AUTH: "credentials are shown to the leader's Redis (without a leader, to the node's own); another user than `default`: own, stays",
+    Action.AUTH: "credentials are shown to the leader's Redis, or to the node's own where none leads; another user than"
+    " `default`: own, stays",
     Action.HELLO: "the same with AUTH",
     Action.READONLY: "with `reads = \"local\"`: here; else to the leader's Redis",
     Action.ASKING: "to the leader's Redis, as a read",

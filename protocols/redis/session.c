@@ -414,7 +414,7 @@ static struct session_decision step_queue(struct session *s, const struct sessio
         return (struct session_decision){.verdict = SESSION_WAIT};
     }
     if (info->way != WAY_READ && info->action != ACTION_SELECT && info->action != ACTION_WAIT && !tells_id) s->multi_writes = true;
-    if (info->action == ACTION_VIEW) s->multi_secrets = true;
+    if (info->action == ACTION_VIEW || info->action == ACTION_INFO) s->multi_secrets = true;
     if (s->multi_broken) return multi_answer(s, more, answer, "+QUEUED\r\n");
     multi_append(s, context, info, request, bytes);
     if (asks) return multi_ask(s);

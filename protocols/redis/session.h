@@ -60,7 +60,7 @@ struct session {
     const char *multi_refused; /* of the command table: the transaction is broken by this one, as its EXEC will say */
     int32_t multi_database;   /* SELECT inside the transaction: the database after it, else -1 */
     uint32_t multi_pause;     /* CLIENT PAUSE inside the transaction: see enum pause_kind */
-    bool multi_secrets;       /* CONFIG GET inside the transaction */
+    bool multi_secrets;       /* something inside the transaction whose answer is edited */
     uint32_t multi_commands;  /* MULTI itself included */
     uint32_t multi_answered;  /* answers already given for them */
     bool multi_asked;         /* the backend is being asked whether it would queue the last one */
@@ -110,7 +110,7 @@ enum session_loads { LOADS_NOTHING = 0, LOADS_RDB = 1 /* what it saves first */,
 enum session_view {
     VIEW_PLAIN = 0,
     VIEW_CONFIG = 1,   /* CONFIG GET: values of the sidecar's */
-    VIEW_SECRETS = 2,  /* somewhere in it there may be one of these */
+    VIEW_SECRETS = 2,  /* of a transaction: somewhere in it there may be one of these */
     VIEW_INFO = 3,
     VIEW_ROLE = 4,
     VIEW_RESETSTAT = 5,

@@ -131,3 +131,27 @@ def test_invalidations_go_to_the_client_with_that_number(node: NodeStatus) -> No
         assert writes.ask("SET k 2") == ["+OK"]
         assert hears.hear(8)[-1] == "k"
         assert reads.ask("CLIENT TRACKING ON REDIRECT 123456789")[0].startswith("-ERR The client ID you want")
+
+
+def test_what_tells_of_the_sidecar_does_not_in_a_transaction_either(shared_bed: Testbed, node: NodeStatus) -> None:
+    client = shared_bed.client(node)
+    asks = ("ROLE", "INFO replication", "CONFIG GET masterauth", "SLOWLOG LEN", "SLOWLOG GET 3", "INFO commandstats")
+    client.set("k", "v")
+    outside = [client.execute_command(*text.split()) for text in asks]
+    with client.pipeline(transaction=True) as block:
+        block.get("k")
+        for text in asks:
+            block.execute_command(*text.split())
+        block.incr("n")
+        inside = block.execute()
+    assert inside[0] == b"v" and inside[-1] == 1 and client.delete("n") == 1
+    role, replication, masterauth, length, entries, calls = inside[1:-1]
+    assert role[2] == [] == outside[0][2] and replication["connected_slaves"] == 0 and "slave0" not in replication
+    assert (masterauth, length, entries) == (outside[2], outside[3], outside[4])
+    assert calls.keys() <= {*outside[5], "cmdstat_multi", "cmdstat_exec", "cmdstat_get", "cmdstat_info"}, calls
+    with Line(node) as line:  # one that fails, and one whose answers come one by one, are in nobody's way
+        line.say("MULTI", "INFO replication", "BADCOMMAND", "EXEC")
+        assert line.hear(4)[3].startswith("-EXECABORT")
+        assert line.ask("MULTI") == ["+OK"] and line.ask("ROLE") == ["+QUEUED"] and line.ask("PING") == ["+QUEUED"]
+        heard = line.ask("EXEC", 7)
+        assert heard[1:4] == ["*3", "$6", "master"] and heard[5:] == ["*0", "+PONG"], heard
