@@ -83,6 +83,7 @@ class HostsBed(Cradle):
     """A cluster with node i on host i; those of `joining` are there for it to grow, and not started at first."""
 
     kinds = KINDS  # of keys that its clients use
+    well_again_s = WELL_AGAIN_S
 
     def __init__(
         self, nursery: Nursery, network: Network, fabric: str = "verbs", joining: Sequence[int] = (), **timing: int
@@ -250,10 +251,11 @@ class Siege:
 
     def well(self, node: int) -> None:
         """The node serves again with its Redis in step."""
-        deadline = time.monotonic() + WELL_AGAIN_S
+        deadline = time.monotonic() + self.bed.well_again_s
         while self.leads_by_mistake(node) or not self.bed.is_well(node):
             if time.monotonic() > deadline:
-                raise TestbedError(f"node {node} did not recover in {WELL_AGAIN_S:g} s: {self.bed.says(node)}")
+                took = f"{self.bed.well_again_s:g} s"
+                raise TestbedError(f"node {node} did not recover in {took}: {self.bed.says(node)}")
             time.sleep(POLL_S)
         self.note(f"node {node} is well")
         self.look()
