@@ -13,7 +13,7 @@ from tests.vm import herd_double
 from tests.vm.hosts import Network
 from tests.vm.hosts_cluster import COMPARE_S, WELL_AGAIN_S, HostsBed
 
-# Workers that never sleep, six on the two processors of an emulated guest, and at idle priority, may wait long for a turn.
+# Six workers that never sleep, on the two processors of an emulated guest and at idle priority, wait long for a turn.
 ANSWER_MS = 60_000 if herd_double.REAL else 8_000
 START_MS = 140_000
 
