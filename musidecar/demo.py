@@ -37,12 +37,15 @@ _STORY = (
 )
 
 
-def run(backend: str = "redis") -> int:
-    """Tells the story on the terminal. Returns the exit code: 0 when all of it held, 1 when not."""
+def run(backend: str = "redis", arguments: Sequence[str] = ()) -> int:
+    """Tells the story on the terminal. Returns the exit code: 0 when all of it held, 1 when not.
+
+    arguments: more of `musidecar local`.
+    """
     console = Console()
     console = console if console.is_terminal else Console(width=110)
     try:
-        with Testbed(backend=backend) as bed:
+        with Testbed(backend=backend, arguments=arguments) as bed:
             return _Demo(bed, console).tell()
     except (TestbedError, TimeoutError) as error:
         console.print(f"The demo could not go on: {error}", style="red", markup=False, highlight=False)
@@ -98,7 +101,8 @@ class _Demo:
         self.say(f"[bold]Three {self.title} servers that behave like one, and survive the death of any of them[/]")
         self.say()
         self.say(f"Three nodes run on this host: {nodes}.")
-        self.say(f"Each is an unmodified {self.kind.binary}, a sidecar in front of it. Clients may talk to any.")
+        server = self.kind.binary if self.kind.program == "binary" else self.title
+        self.say(f"Each is an unmodified {server}, a sidecar in front of it. Clients may talk to any.")
         self.say(f"One leads, now node {status.leader}: before its server sees a write, that is in the memory of a")
         self.say("majority of the nodes, put there directly, without asking a process on the other side. That is the")
         self.say("Mu protocol. So a write that was answered with OK can no longer be lost with one node.")

@@ -408,7 +408,7 @@ class _Foreground:
                     self.cluster.wait_ready(0.0)
 
 
-def run(cluster: Local, *, restart: bool = False, ready_s: float = READY_S) -> int:
+def run(cluster: Local, *, restart: bool = False) -> int:
     """Start the cluster and stay until SIGTERM, SIGINT or SIGHUP: 0. NotReady when it does not come up."""
     with _end_signals() as ended, cluster:
         foreground = _Foreground(cluster, ended, restart)
@@ -417,7 +417,7 @@ def run(cluster: Local, *, restart: bool = False, ready_s: float = READY_S) -> i
             for node in cluster.config.nodes:
                 cluster.start_node(node.id)
                 foreground.watch(node.id)
-            foreground.run(ready_s)
+            foreground.run(protocols.kind(cluster.config.kind).ready_s)
         finally:
             foreground.close()
         return 0

@@ -22,10 +22,12 @@ from typing import Any
 
 import redis
 
+from musidecar import protocols
 from musidecar.config import load as load_config
 from musidecar.ports import free_ports as free_ports
 from musidecar.ports import give_back
 from musidecar.process import spawn_node
+from musidecar.protocols.herd import reading as herd
 from musidecar.protocols.memcached import reading as memcached
 from musidecar.protocols.server import Address
 from musidecar.status import collect
@@ -272,7 +274,7 @@ class Testbed:
 
     def __enter__(self) -> Testbed:
         try:
-            self.start()
+            self.start(max(START_TIMEOUT_S, protocols.kind(self.backend_name).ready_s))
         except BaseException:
             self.close()
             raise
@@ -352,12 +354,15 @@ class Testbed:
         if self.backend_name == "redis":
             return self.client(node)
         host, port = node.client_address
-        return memcached.Reader(Address(host=host, port=port))
+        reader = herd.Reader if self.backend_name == "herd" else memcached.Reader
+        return reader(Address(host=host, port=port))
 
-    def servers(self, status: ClusterStatus) -> dict[str, redis.Redis | memcached.Reader]:
+    def servers(self, status: ClusterStatus) -> dict[str, redis.Redis | memcached.Reader | herd.Behind]:
         """The same of the servers of all nodes alive, past the sidecars, by node id."""
         if self.backend_name == "redis":
             return {**self.backends(status)}
+        if self.backend_name == "herd":
+            return {node.id: herd.Behind(Address(path=node.backend)) for node in status.alive}
         return {node.id: memcached.Reader(Address(path=node.backend)) for node in status.alive}
 
     def client(self, node: NodeStatus, **more: Any) -> redis.Redis:

@@ -31,13 +31,14 @@ from typing import Any, cast
 
 import redis
 
+from musidecar.protocols.herd import reading as herd
 from musidecar.protocols.memcached import reading as memcached
 
-Reads = redis.Redis | memcached.Reader
+Reads = redis.Redis | memcached.Reader | herd.Behind
 UNKNOWN, REFUSED = 0, -1
 KINDS = 3
 LIST_CHUNK, VALUE_CHUNK = 5000, 100
-VALUE_BYTES = 64
+VALUE_BYTES, HERD_BYTES = 64, 32
 _RETRY_NS = 1_000_000
 _TROUBLES_KEPT = 20
 
@@ -55,6 +56,15 @@ class Plan:
     timeout_s: float = 1.0
     keys: int = 50
     backend: str = "redis"
+
+    @property
+    def kinds(self) -> int:
+        """Of writes: values, counters, lists. HERD has values alone."""
+        return 1 if self.backend == "herd" else KINDS
+
+    @property
+    def value_bytes(self) -> int:
+        return HERD_BYTES if self.backend == "herd" else VALUE_BYTES
 
     @property
     def chunk(self) -> int:
@@ -151,13 +161,18 @@ class Verdict:
             self.troubles.append(text)
 
 
-def request(writer: int, seq: int, keys: int) -> tuple[bytes, ...]:
+def value_of(writer: int, seq: int, plan: Plan) -> tuple[bytes, bytes]:
+    """Key and value of write `seq`, which is one of a value."""
+    value = b"%d:%d:" % (writer, seq)
+    return b"w%d:%d" % (writer, seq // plan.kinds % plan.keys), value.ljust(plan.value_bytes, b"x")
+
+
+def request(writer: int, seq: int, plan: Plan) -> tuple[bytes, ...]:
     """The arguments of write `seq` of a writer: a function of the number alone, so that the history can stay
     small."""
-    turn, kind = divmod(seq, KINDS)
+    turn, kind = divmod(seq, plan.kinds)
     if kind == 0:
-        value = b"%d:%d:" % (writer, seq)
-        return b"SET", b"w%d:%d" % (writer, turn % keys), value.ljust(VALUE_BYTES, b"x")
+        return b"SET", *value_of(writer, seq, plan)
     if kind == 1:
         return b"INCR", b"c%d" % writer
     return b"RPUSH", b"l%d:%d" % (writer, turn // LIST_CHUNK), b"%d" % seq
@@ -174,9 +189,9 @@ _NOT_DONE = (b"-", b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR", b"NOT_")
 
 def memcached_request(writer: int, seq: int, plan: Plan) -> bytes:
     """The same write as request() names, of a memcached: a list is a value that grows."""
-    turn, kind = divmod(seq, KINDS)
+    turn, kind = divmod(seq, plan.kinds)
     if kind == 0:
-        _, key, value = request(writer, seq, plan.keys)
+        key, value = value_of(writer, seq, plan)
         return b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value)
     if kind == 1:
         return b"incr c%d 1\r\n" % writer
@@ -350,9 +365,9 @@ class _Driver:
         self._flush(link)
 
     def _request(self, writer: int, seq: int) -> bytes:
-        if self.plan.backend == "memcached":
+        if self.plan.backend in ("memcached", "herd"):
             return memcached_request(writer, seq, self.plan)
-        return encode(request(writer, seq, self.plan.keys))
+        return encode(request(writer, seq, self.plan))
 
     def _flush(self, link: _Link) -> None:
         assert link.sock is not None
@@ -435,8 +450,9 @@ def verify(history: History, reader: Reads) -> Verdict:
     verdict = Verdict()
     for number, writer in enumerate(history.writers):
         _verify_values(history, number, writer, reader, verdict)
-        _verify_counter(number, writer, reader, verdict)
-        _verify_lists(history, number, writer, reader, verdict)
+        if history.plan.kinds > 1:
+            _verify_counter(number, writer, reader, verdict)
+            _verify_lists(history, number, writer, reader, verdict)
         verdict.checked += len(writer.acked_ns)
     return verdict
 
@@ -444,12 +460,12 @@ def verify(history: History, reader: Reads) -> Verdict:
 def _verify_values(
     history: History, number: int, writer: Writer, reader: Reads, verdict: Verdict
 ) -> None:
-    keys = history.plan.keys
+    keys, kinds = history.plan.keys, history.plan.kinds
     values = cast("list[bytes | None]", reader.mget([b"w%d:%d" % (number, k) for k in range(keys)]))
     for k, value in enumerate(values):
-        seqs = range(k * KINDS, len(writer.acked_ns), keys * KINDS)
+        seqs = range(k * kinds, len(writer.acked_ns), keys * kinds)
         last = max((s for s in seqs if writer.acked_ns[s] > 0), default=None)
-        found = _seq_of(value, number)
+        found = _seq_of(value, number, history.plan.value_bytes)
         if found is None:
             if value is not None or last is not None:
                 verdict.lost += 1
@@ -468,12 +484,12 @@ def _verify_values(
                 verdict.note(f"w{number}:{k} holds write {found}, acknowledged was the later {last}")
 
 
-def _seq_of(value: bytes | None, number: int) -> int | None:
+def _seq_of(value: bytes | None, number: int, value_bytes: int) -> int | None:
     parts = (value or b"").split(b":")
     if (
         len(parts) != 3
         or parts[0] != b"%d" % number
-        or len(value or b"") < VALUE_BYTES
+        or len(value or b"") < value_bytes
         or not parts[1].isdigit()
     ):
         return None

@@ -18,7 +18,8 @@ class Kind:
     that a node starts, unless told, and package: Debian's that has it. options: keys of a node's `backend` table that
     mean something to it, beside those that every backend has. embedded: it is a part of the user's own program, which
     runs the node, too (musidecar.api). program: the key that names the server; not `binary` where that is what stands
-    before it. lone_address: a key with an address of the host that no two nodes can share."""
+    before it. lone_address: a key with an address of the host that no two nodes can share.
+    ready_s: a node may take so long to serve."""
 
     name: str
     title: str
@@ -28,6 +29,7 @@ class Kind:
     embedded: bool = False
     program: str = "binary"
     lone_address: str = ""
+    ready_s: float = 60.0
 
 
 def names() -> list[str]:

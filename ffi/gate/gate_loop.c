@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -252,6 +253,43 @@ static void spin(struct gate_loop *l) {
     uint64_t until = now_ns() + (uint64_t)l->config.spin_us * 1000;
     while (!l->failed && gate_under_way(l->gate) && now_ns() < until)
         if (exchange(l)) until = now_ns() + (uint64_t)l->config.spin_us * 1000;
+}
+
+/* ---- nothing but HERD ------------------------------------------------------------------------------------------------------------ */
+
+static bool bare_reply(struct gate_loop *l, uint32_t worker, uint64_t until) {
+    struct queues_reply reply;
+    uint64_t spin_until = now_ns() + (uint64_t)l->config.spin_us * 1000;
+    for (;;) {
+        int count = queues_poll(l->queues, &reply, 1);
+        uint64_t now = now_ns();
+        if (count != 0 || now > until) return count == 1 && reply.worker == worker;
+        if (now < spin_until) continue;
+        struct pollfd readable = {.fd = queues_fd(l->queues), .events = POLLIN};
+        queues_arm(l->queues);
+        if (queues_poll(l->queues, &reply, 1) == 1) return reply.worker == worker;
+        poll(&readable, 1, LOOK_MS);
+        queues_drain(l->queues);
+    }
+}
+
+bool gate_loop_bare(struct gate_loop *l, uint32_t count, bool puts, uint64_t *ns) {
+    static uint32_t turns[GATE_WORKERS_MAX];
+    for (uint32_t i = 0; i < count; i++) {
+        struct herd_key key;
+        uint8_t value[HERD_VALUE_BYTES];
+        uint64_t began = now_ns();
+        herd_key_of(&i, sizeof i, &key);
+        struct gate_step step = {.worker = herd_worker(key.bytes, l->config.gate.workers), .is_put = puts, .length = puts ? HERD_PUT_BYTES : HERD_GET_BYTES};
+        step.at = herd_slot_at(step.worker, l->registry.clients, 0, turns[step.worker]++);
+        herd_value_write(value, key.check, 0, &i, sizeof i);
+        if (puts) herd_slot_put(step.slot, key.bytes, value);
+        else herd_slot_get(step.slot, key.bytes);
+        if (!queues_room(l->queues) || !queues_post(l->queues, &step)) return false;
+        if (!bare_reply(l, step.worker, began + l->config.gate.answer_us * 1000)) return false;
+        ns[i] = now_ns() - began;
+    }
+    return true;
 }
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------------------- */

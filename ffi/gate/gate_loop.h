@@ -33,5 +33,8 @@ const char *gate_loop_device(const struct gate_loop *l);
 /* Ends when this pidfd is readable. 0, or -1 with errno. */
 int gate_loop_watch(struct gate_loop *l, int pidfd, uint32_t number);
 enum gate_loop_end gate_loop_run(struct gate_loop *l, char *why, uint32_t why_bytes);
+/* What HERD takes for one request at a time, with nothing before it, once it serves: `count` of them, PUTs or GETs of what was put,
+ * their times in ns. False: it did not answer. The loop is of no use afterwards. */
+bool gate_loop_bare(struct gate_loop *l, uint32_t count, bool puts, uint64_t *ns);
 
 #endif

@@ -9,7 +9,9 @@ from musidecar.cli import options
 
 @click.command("demo")
 @options.backend
-def verb(backend: str) -> None:
+@click.option("--binary", metavar="PATH", help="herd: HERD's own program.")
+@click.option("--workers", type=int, metavar="COUNT", help="herd: how many it was built with.")
+def verb(backend: str, binary: str | None, workers: int | None) -> None:
     """See a node die and nothing get lost.
 
     Starts a cluster, loads it, kills the leader's node, starts it again, and proves that nothing was lost.
@@ -26,4 +28,6 @@ def verb(backend: str) -> None:
         sys.exit(exchange_demo.run())
     from musidecar import demo
 
-    sys.exit(demo.run(backend=backend))
+    given = [] if binary is None else ["--binary", binary]
+    given += [] if workers is None else ["--workers", str(workers)]
+    sys.exit(demo.run(backend=backend, arguments=given))

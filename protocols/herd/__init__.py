@@ -12,5 +12,6 @@ OPTIONS = ("answer_ms", "herd_main", "keys_max", "port_index", "registry", "star
 
 # What a node starts is an interpreter that has this package; the gate starts HERD.
 KIND = Kind(
-    "herd", "HERD", sys.executable, "python3", frozenset(OPTIONS), program="herd_main", lone_address="registry"
-)
+    "herd", "HERD", sys.executable, "python3", frozenset(OPTIONS),
+    program="herd_main", lone_address="registry", ready_s=180.0,
+)  # fmt: skip

@@ -116,7 +116,7 @@ def log_often(cradle: Cradle) -> None:
         (number, seq)
         for number, writer in enumerate(history.writers)
         for seq, acked in enumerate(writer.acked_ns)
-        if acked > 0 and encode(request(number, seq, plan.keys)) not in logged
+        if acked > 0 and encode(request(number, seq, plan)) not in logged
     ]
     assert history.acknowledged > 0 and not missing, f"{len(missing)} acknowledged, in no COMMAND: {missing[:5]}"
     for node in cradle.status().nodes:
