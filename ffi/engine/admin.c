@@ -251,7 +251,8 @@ static void admin_answer(struct engine *e, struct admin_expect x) {
             else backend_lost(e, "it refuses to be promoted");
             break;
         case ADMIN_FOLLOW:
-            if (text[0] != '+') engine_log(e, 40, "the backend refuses REPLICAOF: %.*s", (int)(length < 100 ? length : 100), text);
+            if (text[0] == '+') e->feed.follow_again_us = 0;
+            else feed_refused(e, buffer_bytes(bytes), length);
             break;
         case ADMIN_CLIENT:
             if (text[0] == '+') busy_set(e, false); /* the script is killed */

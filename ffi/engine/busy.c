@@ -5,7 +5,7 @@
 void busy_set(struct engine *e, bool busy) {
     if (e->takeover == TAKE_IDLE || e->context.busy == busy) return;
     e->context.busy = busy;
-    if (engine_leads(e) && !e->handover.waits) link_announce(e, true); /* a hand-over that comes to nothing announces it */
+    if (engine_leads(e) && !e->handover.waits) link_tell_busy(e); /* a hand-over that comes to nothing announces it */
 }
 
 /* ---- what is refused -------------------------------------------------------------------------------------------------- */
@@ -75,7 +75,7 @@ static bool is_next(struct engine *e, uint64_t at) {
     }
     struct client *client;
     struct buffer *out = shared_held_by(e, &x->to, &client);
-    return out != NULL && (client == NULL || client->releasable == buffer_length(out));
+    return out != NULL && (client == NULL ? !link_holds(e, &x->to) : client->releasable == buffer_length(out));
 }
 
 #define BUSY_LOOKS_MAX 1024u /* each looks at those in front of it */
@@ -99,4 +99,13 @@ void shared_busy(struct engine *e) {
         if (c != NULL) client_answer(e, c, busy, sizeof busy - 1);
         else if (to.node != e->self) link_answer(e, &to, busy, sizeof busy - 1);
     }
+}
+
+/* Who only reads is told at once, whatever others wait for. False: he waits for something himself. */
+bool busy_answer(struct engine *e, const struct expect *x, const uint8_t *bytes, size_t length) {
+    if (*bytes != '-' || x->kind != EXPECT_CLIENT || !x->reads || !is_next(e, e->shared.expects.head)) return false;
+    struct client *c = x->to.node == e->self ? client_find(e, x->to.slot, x->to.generation) : NULL;
+    if (c != NULL) client_answer(e, c, bytes, length);
+    else link_answer(e, &x->to, bytes, length);
+    return true;
 }

@@ -38,6 +38,7 @@ void busy_switched(struct engine *e, bool refused);       /* the sidecar's own r
 void busy_role(struct engine *e, const struct expect *x); /* ROLE is refused */
 bool busy_holds_role(const struct engine *e);             /* it would be refused again, and nobody waits for it */
 void busy_set(struct engine *e, bool busy);
+bool busy_answer(struct engine *e, const struct expect *x, const uint8_t *bytes, size_t length); /* a refusal */
 void shared_busy(struct engine *e); /* a script does not end: who only reads need not wait for it */
 
 #endif

@@ -228,6 +228,7 @@ static void tick(struct engine *e, uint64_t interval_us) {
         if (e->machine.protocol != NULL) machine_want_copy(e);
         else if (!claim_step(e)) feed_want_rdb(e);
     }
+    feed_tick(e);
     e->context.followers = member_count(e) / 2;
     waits_step(e);
     censuses_step(e);

@@ -135,6 +135,7 @@ struct feed {
     bool rdb_head_sent, rdb_asked;
     uint64_t want_number, want_again_us;
     bool want_pending;
+    uint64_t follow_again_us;  /* the backend runs a script, and is to be told REPLICAOF again then; 0: no */
     uint64_t flush_us;         /* when what is collected must go */
     uint64_t held_psync;       /* it asked to go on from there, and is answered once the next leader's EPOCH names what follows */
     bool goes_on;              /* the backend led until base_offset, and may go on from exactly there */
@@ -452,6 +453,8 @@ void feed_finish(struct engine *e);
 void feed_acknowledged(struct feed *f, uint64_t offset); /* by the backend: it keeps these effects itself now */
 void feed_epoch(struct engine *e, uint64_t start);
 void feed_stop(struct engine *e);
+void feed_refused(struct engine *e, const uint8_t *text, size_t length); /* REPLICAOF's answer */
+void feed_tick(struct engine *e);
 void feed_want_rdb(struct engine *e);
 void feed_rdb(struct engine *e, const struct control *c);
 void feed_rdb_failed(struct engine *e, uint64_t number);
@@ -572,6 +575,8 @@ void link_flush(struct engine *e, uint32_t peer);
 void link_send(struct engine *e, uint32_t peer, const struct frame *frame, const void *payload);
 void link_reply(struct engine *e, const struct destination *to, const void *bytes, size_t length, bool last, uint8_t type);
 void link_announce(struct engine *e, bool serving);
+void link_tell_busy(struct engine *e);
+bool link_holds(const struct engine *e, const struct destination *to);
 void links_depose(struct engine *e);
 void links_process(struct engine *e); /* goes on with requests that had to wait */
 void link_close(struct engine *e, uint32_t peer);

@@ -18,6 +18,7 @@
 
 #define FLUSH_BYTES (64u << 10)
 #define UNACKED_BYTES (256u << 10)      /* the backend is asked then how far it is: by itself it says so once a second */
+#define FOLLOW_AGAIN_US 100000ull
 #define WANT_AGAIN_US 500000ull
 #define FINISH_NS 1000000000ull
 #define FINISH_POLL_MS 10
@@ -88,6 +89,23 @@ static void feed_follow(struct engine *e) {
     append_command(&follow, 3, "REPLICAOF", "127.0.0.1", port);
     admin_send(e, ADMIN_FOLLOW, buffer_bytes(&follow), buffer_length(&follow));
     buffer_free(&follow);
+}
+
+/* It runs a script, from when it led, which nobody could end any more: what it does is thrown away. */
+void feed_refused(struct engine *e, const uint8_t *text, size_t length) {
+    static const char kill[] = "*2\r\n$6\r\nSCRIPT\r\n$4\r\nKILL\r\n", kill_function[] = "*2\r\n$8\r\nFUNCTION\r\n$4\r\nKILL\r\n";
+    bool busy = busy_begins(text, length), again = e->feed.follow_again_us != 0;
+    if (!busy || !again) engine_log(e, busy ? 30 : 40, "the backend refuses REPLICAOF: %.*s", (int)(length < 100 ? length : 100), text);
+    e->feed.follow_again_us = busy ? e->now_us + FOLLOW_AGAIN_US : 0;
+    if (!busy) return;
+    admin_send(e, ADMIN_SWALLOW, kill, sizeof kill - 1);
+    admin_send(e, ADMIN_SWALLOW, kill_function, sizeof kill_function - 1);
+}
+
+void feed_tick(struct engine *e) {
+    bool due = e->feed.follow_again_us != 0 && e->now_us >= e->feed.follow_again_us;
+    if (due && e->takeover == TAKE_IDLE && e->backend == BACKEND_SYNCING) feed_follow(e);
+    if (due) e->feed.follow_again_us = UINT64_MAX; /* until it is answered */
 }
 
 /* The own backend led until `offset` of its history `replid`, all of which is in the log, and this node handed over: it

@@ -90,6 +90,29 @@ void link_send(struct engine *e, uint32_t peer, const struct frame *frame, const
     link->queued_flush = true;
 }
 
+/* In front of what is held, which is of others. */
+static void link_overtake(struct link *link, const struct frame *frame, const void *payload) {
+    size_t held = buffer_length(&link->socket.out) - link->releasable, bytes = sizeof *frame + frame->length;
+    uint8_t *room = buffer_room(&link->socket.out, bytes), *at = room - held;
+    link->socket.out.end += bytes;
+    memmove(at + bytes, at, held);
+    memcpy(at, frame, sizeof *frame);
+    memcpy(at + sizeof *frame, payload, frame->length);
+    link->releasable += bytes;
+    link->queued_flush = true;
+}
+
+/* Does this link hold something for this client? */
+bool link_holds(const struct engine *e, const struct destination *to) {
+    const struct buffer *out = &e->links[to->node].socket.out;
+    struct frame frame;
+    for (size_t at = e->links[to->node].releasable; at + sizeof frame <= buffer_length(out); at += sizeof frame + frame.length) {
+        memcpy(&frame, buffer_bytes(out) + at, sizeof frame);
+        if (frame.slot == to->slot && frame.generation == to->generation) return true;
+    }
+    return false;
+}
+
 /* A part of an answer to another node's client, held until its gate opens. */
 void link_reply(struct engine *e, const struct destination *to, const void *bytes, size_t length, bool last, uint8_t type) {
     struct buffer *out = &e->links[to->node].socket.out;
@@ -104,7 +127,17 @@ void link_answer(struct engine *e, const struct destination *to, const void *byt
     if (to->session != e->links[to->node].session) return;
     struct frame frame = {.length = (uint32_t)length, .type = FRAME_REPLY, .flags = FRAME_LAST, .database = *(const uint8_t *)bytes,
                           .slot = to->slot, .generation = to->generation, .sequence = to->sequence};
-    link_send(e, to->node, &frame, bytes);
+    struct link *link = &e->links[to->node];
+    bool overtakes = link->socket.source.fd >= 0 && link->releasable < buffer_length(&link->socket.out) && !link_holds(e, to);
+    if (overtakes) link_overtake(link, &frame, bytes);
+    else link_send(e, to->node, &frame, bytes);
+}
+
+/* Whoever waits there for a script to end is told of it now. */
+void link_tell_busy(struct engine *e) {
+    const struct frame frame = {.type = FRAME_SERVING, .flags = e->context.busy ? FRAME_BUSY : 0, .sequence = e->term};
+    for (uint32_t i = 0; i < e->nodes; i++)
+        if (i != e->self && e->links[i].socket.source.fd >= 0) link_overtake(&e->links[i], &frame, "");
 }
 
 void links_drop_held(struct engine *e) {

@@ -227,6 +227,7 @@ static void answer_part(struct engine *e, struct expect *x, const uint8_t *bytes
         if (s->reply.type == '-' && more) buffer_append(&s->refusal, bytes, length);
         return;
     }
+    if (last && s->reply.type == '-' && busy_refused(&s->busy, false) && busy_answer(e, x, bytes, length)) return;
     bool aborts = buffer_length(&s->refusal) > 0 && x->replies == 1 && s->reply.type == '-';
     bool views = x->view != VIEW_PLAIN && x->replies == 1;
     if (!x->stands_in && !aborts && !views) return pass(e, x, bytes, length, last, s->reply.type);

@@ -4,6 +4,8 @@ server, through the leader's sidecar and through a follower's alike."""
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,9 +14,9 @@ from typing import Any
 import pytest
 import redis
 
-from musidecar.testbed import NodeStatus, Testbed, musidecar, wait_until
+from musidecar.testbed import NodeStatus, Testbed, musidecar, stop_processes, wait_until
 from musidecar.workload import encode
-from tests.fault.cluster import a_follower_of, another_serves, assert_same_data, last_words, leader_of, send
+from tests.fault.cluster import a_follower_of, another_serves, assert_same_data, follows, last_words, leader_of, send
 
 WAIT_S = 20.0
 
@@ -256,6 +258,28 @@ def test_who_enters_while_a_script_runs_is_in_his_own_database(shared_bed: Testb
         assert said == [""] or enters.ask("GET place", 2) == ["$1", "3"], said
 
 
+def test_writes_around_a_script_are_done_or_not_as_they_are_told(shared_bed: Testbed, node: NodeStatus) -> None:
+    """It begins in the middle of them: some are done, and wait for its end, the others are refused."""
+    before, count = shared_bed.status(), 300
+    sets = [encode((b"SET", b"big:%d" % i, b"v" * 20_000)) for i in range(count)]
+    with Line(node) as spins, Line(node) as writes, Line(node) as reads:
+        assert spins.ask("WATCH w") == ["+OK"]
+        writes.connection.sendall(b"".join(sets[:100]))
+        spins.connection.sendall(encode((b"EVAL", b"repeat until false", b"0")))
+        sends = threading.Thread(target=writes.connection.sendall, args=(b"".join(sets[100:]),))
+        sends.start()
+        while not reads.ask("TYPE w")[0].startswith("-BUSY"):
+            pass
+        assert reads.ask("SCRIPT KILL") == ["+OK"] and spins.hear()[0].startswith("-ERR")
+        answers = writes.hear(count)
+        sends.join(WAIT_S)
+        for i, said in enumerate(answers):
+            assert said == "+OK" or said.startswith("-BUSY"), said
+            assert reads.ask(f"EXISTS big:{i}") == [":1" if said == "+OK" else ":0"], (i, said)
+    after = shared_bed.status()
+    assert (after.leader, after.term) == (before.leader, before.term), shared_bed.logs()
+
+
 # ---- users and settings ----------------------------------------------------------------------------------------------
 
 
@@ -411,6 +435,23 @@ def test_rule_14_clients_with_state_are_closed_when_the_leader_dies(bed: Testbed
         assert client.rpush("q", "for nobody") == 1 and client.llen("q") == 1, "a dead client was given it"
         assert client.get("n") == b"1" and client.get("w") == b"1"
         assert setting(client) == "77"
+    assert_same_data(bed)
+
+
+def test_a_deposed_leader_whose_server_runs_a_script_follows_again(bed: Testbed) -> None:
+    """Nobody could end it there any more: who leads is another."""
+    before = bed.status()
+    leader = leader_of(before)
+    with Line(leader) as spins, Line(leader) as reads:
+        assert spins.ask("WATCH w") == ["+OK"]
+        spins.connection.sendall(encode((b"EVAL", b"repeat until false", b"0")))
+        while not reads.ask("TYPE w")[0].startswith("-BUSY"):
+            pass
+        stop_processes([leader.pid])
+        after = another_serves(bed, before)
+        assert bed.client(leader_of(after)).set("k", "v")
+        os.kill(leader.pid, signal.SIGCONT)
+        wait_until("it follows again", lambda: follows(bed.status(), leader.id), 2 * WAIT_S)
     assert_same_data(bed)
 
 
