@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 from musidecar.api import AsyncReplica, Closed, ConfigError, Replica
 from musidecar.bench.machines import write_config
-from musidecar.config import load
+from musidecar.config import load, parse
 from musidecar.protocols.backend import BackendError
 from musidecar.protocols.own.replicated import Replicated
 from musidecar.protocols.own.server import Ended, Server
@@ -164,3 +166,14 @@ def test_a_machine_that_has_ended_answers_nobody(folder: Path) -> None:
     assert isinstance(came[0], Ended) and not server.alive and not (folder / "machine.sock").exists()
     with pytest.raises(Ended):
         server.call(lambda state: state.applied)
+
+
+def test_the_documentation_shows_the_examples_as_they_are(root: Path) -> None:
+    text = (root / "docs/api.md").read_text()
+    code, toml = (
+        re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[0] for kind in ("python", "toml")
+    )
+    example = (root / "examples/counter.py").read_text()
+    assert example.endswith(code) and example.removesuffix(code).startswith('"""A replicated counter.')
+    config = parse(tomllib.loads(toml), root / "docs" / "cluster.toml")
+    assert config.kind == "own" and len(config.nodes) == 3
