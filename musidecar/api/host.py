@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from musidecar.protocols.own.server import Done, Ended
 from musidecar.status import collect
 
 KIND = "own"
+USERS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}  # signals
 LOCK_S = 0.5
 POLL_S = 0.01  # between looks at the other nodes
 ANSWER_S = 1.0
@@ -148,6 +150,7 @@ class Host:
     # ---- the node's thread ----
 
     def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, USERS)  # here, and in the threads that it starts
         path = directory.node_lock(self.config.directory, self.node.id)
         try:
             directory.ensure_private(self.config.directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -81,6 +82,7 @@ class Checked(Replicated):
 
 def _twin(pipe: Connection, machine: bytes) -> None:
     """The other process: every batch finds a machine there that has only been restored."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())  # the thread that started it has none
     while True:
         state = Replicated(pickle.loads(machine))
         try:

@@ -1,9 +1,9 @@
 """A node of the fault tests of musidecar.api: `python api_node.py CONFIG NODE FOLDER [SETTING]...`
 
 Its machine is a ledger: all records, in order. Two threads propose `node.life.thread number` in batches, one after the
-other, until a line comes on standard input, or a signal (SIGUSR1: it kills itself in the middle of a batch; SIGUSR2: it
-stops itself there; SIGHUP: its machine fails). What each batch was answered goes to a file in FOLDER, so that it is
-known of a killed process, too. Then it prints what its machine holds, as JSON, and ends with the next line.
+other, until a line comes on standard input, or a signal (SIGUSR1: it kills itself in the middle of a batch of its own;
+SIGUSR2: it stops itself there; SIGHUP: its machine fails). What each batch was answered goes to a file in FOLDER, so
+that it is known of a killed process, too. Then it prints what its machine holds, as JSON, and ends with the next line.
 
 Settings: `idle`: nobody proposes. `keep=N`: so many records are there before it begins. `dump`: the records go to a
 file, too. `reads`: another thread reads.
@@ -26,20 +26,22 @@ from musidecar.api import Closed, MachineFailed, Rejected, Replica
 BATCH = 200
 PAUSE_S = 0.01  # or the test has more to compare than it has time for
 THREADS = 2
+SIGNALS = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 
 
 class Ledger:
     """All records, but for those that begin with a minus: they are rejected."""
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, node: int, keep: int) -> None:
         self.records = [b"kept %d" % i for i in range(keep)]
         self.raises = False
         self.signal = 0
+        self.own = b"%d." % node
 
     def apply(self, index: int, record: bytes) -> bytes:
         if self.raises:
             raise KeyError("planted")
-        if self.signal and self.records[-1].endswith(b"7"):
+        if self.signal and self.records[-1].endswith(b"7") and self.records[-1].startswith(self.own):
             number, self.signal = self.signal, 0
             os.kill(os.getpid(), number)
         if record.startswith(b"-"):
@@ -83,10 +85,11 @@ def look(replica: Replica, into: Path, stop: threading.Event) -> None:
 
 
 def main(config: str, node: int, folder: Path, settings: dict[str, str]) -> None:
-    machine = Ledger(int(settings.get("keep", "0")))
+    machine = Ledger(node, int(settings.get("keep", "0")))
     names = [f"{node}.{os.getpid()}.{i}" for i in range(0 if "idle" in settings else THREADS)]
     for name in names:
         (folder / name).touch()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a handler runs in the main thread: let no other one be woken
     signal.signal(signal.SIGUSR1, lambda *_: setattr(machine, "signal", signal.SIGKILL))
     signal.signal(signal.SIGHUP, lambda *_: setattr(machine, "raises", True))
     signal.signal(signal.SIGUSR2, lambda *_: setattr(machine, "signal", signal.SIGSTOP))
@@ -98,6 +101,7 @@ def main(config: str, node: int, folder: Path, settings: dict[str, str]) -> None
             threads.append(threading.Thread(target=look, args=(replica, folder / f"{node}.reads", stop)))
         for thread in threads:
             thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         sys.stdin.readline()
         stop.set()
         for thread in threads:

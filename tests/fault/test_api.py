@@ -160,12 +160,15 @@ def test_a_leader_that_stands_still_sends_again_what_it_has_no_outcome_of(ledger
     for node in (1, 2, 3):
         ledgers.begin(node, "dump")
     ledgers.all_ready()
-    for _ in range(3):
+    again = 0  # a batch that stood in the log already may be answered all the same
+    for round_ in range(12):
         ledgers.moves()
         ledgers.steps_down(ledgers.leader())
         ledgers.moves()
+        again = sum(node["closed_unknown"] for node in ledgers.status()["nodes"])
+        if again and round_ > 1:
+            break
     ledgers.stop()
-    again = sum(node["closed_unknown"] for node in ledgers.status()["nodes"])
     states = ledgers.states()
     assert len({state["hash"] for state in states.values()}) == 1, states
     assert states[1]["count"] == check(ledgers)
