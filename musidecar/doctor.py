@@ -222,13 +222,16 @@ def _backend(config: Cluster, node: Node) -> Iterator[Check]:
     if node.backend.spawn:
         found = backend_class(node.backend.kind).check_binary(node.backend.program)
         yield Check(name, found.verdict, f"{found.text}, started with the node", found.remedy)
-        return
     try:
         backend = make(node.backend.kind, wanted_backend(config, node, "(a token)"))
     except ConfigError as error:
         yield Check(name, "bad", str(error))
         return
     runs = is_held(node_lock(config.directory, node.id))
+    if node.backend.spawn:
+        for found in backend.check_start() if not runs else ():
+            yield Check(f"{name}: {found.name}", found.verdict, found.text, found.remedy)
+        return
     line = f"musidecar run --config {config.path} --node {node.id} --replace-data (and these keys are gone)"
     for found in backend.check_running(BACKEND_ANSWER_S, node.id == config.seed, runs, line):
         yield Check(name, found.verdict, found.text, found.remedy)

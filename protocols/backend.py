@@ -219,6 +219,10 @@ class Backend(ABC):
         """For `doctor`: a server that runs already, and what will be changed on it. brings_data: the cluster begins
         with what it holds. runs: its sidecar does."""
 
+    def check_start(self) -> Iterator[Check]:
+        """For `doctor`: what starting a server of the node's own takes, beside its program. Its node does not run."""
+        return iter(())
+
     @abstractmethod
     def start(self) -> None:
         """Start the server, if it is to be started by the node (in the main thread: it dies with that one); else

@@ -44,15 +44,10 @@ class Herd(Backend):
         return checks.gate_program()
 
     def check_running(self, answer_s: float, brings_data: bool, runs: bool, replace_line: str) -> Iterator[Check]:
-        if not runs:
-            yield from checks.herd(self.wanted.options)
-            return
-        try:
-            awaited = driver.awaited(self.address)
-        except BackendError as error:
-            yield Check("", "bad", str(error), "its node's log says why")
-            return
-        yield Check("", "note" if awaited else "ok", f"it waits for {awaited}" if awaited else "its node runs")
+        yield Check("", "bad", "HERD is behind a gate of the node's own", "spawn = true")
+
+    def check_start(self) -> Iterator[Check]:
+        return checks.herd(self.wanted.options)
 
     def start(self) -> None:
         wanted = self.wanted

@@ -39,9 +39,9 @@ def herd(options: Mapping[str, Any]) -> Iterator[Check]:
     given = {**DEFAULTS, **options}
     main = given.get("herd_main")
     if main is None:
-        yield Check("", "note", "herd_main is not given: HERD is to be started by hand, whenever the node is", "")
+        yield Check("program", "note", "no herd_main: HERD is to be started by hand, whenever the node is")
     elif not os.access(main, os.X_OK):
-        yield Check("", "bad", f"{main} is no program", "build HERD (rdma_bench), and name its `main` as herd_main")
+        yield Check("program", "bad", f"{main} is no program", "build HERD, and name its `main` as herd_main")
     yield _huge_pages(int(given["workers"]))
     yield _segments()
     yield _registry(str(given["registry"]))

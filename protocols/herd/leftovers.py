@@ -7,7 +7,6 @@ memory with the last of its processes, and several can run on one host.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,7 +36,3 @@ def is_herds(key: int) -> bool:
 def remedy(found: Iterable[int]) -> str:
     """What to type."""
     return "end that HERD, then: " + "; ".join(f"ipcrm -M {key}" for key in found)
-
-
-def may_have_namespace() -> bool:
-    return os.geteuid() == 0

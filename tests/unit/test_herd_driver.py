@@ -30,7 +30,7 @@ def test_shared_memory_of_an_earlier_herd_is_told_from_others(tmp_path: Path) ->
 
 def test_doctor_says_what_is_missing() -> None:
     found = {check.name: check for check in checks.herd({"herd_main": "/nowhere/main", "workers": 2})}
-    assert (found[""].verdict, "is no program" in found[""].text) == ("bad", True)
+    assert (found["program"].verdict, "is no program" in found["program"].text) == ("bad", True)
     assert "takes 1160 of 2048 KiB (2 workers)" in found["huge pages"].text
     if found["huge pages"].verdict != "ok":
         assert "sysctl vm.nr_hugepages=1160" in found["huge pages"].remedy

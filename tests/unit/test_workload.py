@@ -9,7 +9,18 @@ import pytest
 import redis
 
 from musidecar.testbed import free_ports, plain_redis, wait_until
-from musidecar.workload import REFUSED, UNKNOWN, VALUE_BYTES, History, Load, Plan, Writer, spread, verify
+from musidecar.workload import (
+    REFUSED,
+    UNKNOWN,
+    VALUE_BYTES,
+    History,
+    Load,
+    Plan,
+    Writer,
+    memcached_request,
+    spread,
+    verify,
+)
 
 WRITERS = 4
 
@@ -120,3 +131,33 @@ def test_a_server_that_goes_away_leaves_unknown_writes_and_moves_the_writers(tmp
         assert history.broken >= 2
         assert {n for w in history.writers for n in w.node} == {0, 1}
         assert verify(history, second).lost > 0  # the first server's acknowledged writes are not here
+
+
+class Cache:
+    """What a HERD keeps of a load's requests."""
+
+    def __init__(self, requests: list[bytes]) -> None:
+        self.held: dict[bytes, bytes] = {}
+        for request in requests:
+            head, value, rest = request.split(b"\r\n")
+            word, key, flags, expiry, length = head.split()
+            assert (word, flags, expiry, rest) == (b"set", b"0", b"0", b"") and len(value) == int(length) <= 33
+            self.held[key] = value
+
+    def mget(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self.held.get(key) for key in keys]
+
+
+def test_what_a_herd_is_given_are_short_values_alone_and_one_that_is_lost_is_found() -> None:
+    plan = Plan(nodes=(("h", 1),), writers=(0,), keys=5, backend="herd")
+    writer = Writer()
+    for seq in range(23):
+        writer.sent_ns.append(1)
+        writer.acked_ns.append(2 + seq)
+        writer.node.append(0)
+        writer.reply.append(0)
+    history = History(plan, [writer])
+    requests = [memcached_request(0, seq, plan) for seq in range(23)]
+    assert verify(history, Cache(requests)).sound  # type: ignore[arg-type]
+    assert verify(history, Cache(requests[:-1])).lost == 1  # type: ignore[arg-type]
+    assert verify(history, Cache(requests[5:18])).lost == 5  # type: ignore[arg-type]

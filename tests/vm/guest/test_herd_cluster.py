@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.fault.clients import Crowd
 from tests.fault.nursery import Nursery
 from tests.vm import herd_double, hosts
 from tests.vm.guest.test_cluster import kill_and_start_again
 from tests.vm.herd_cluster import HerdBed
-from tests.vm.hosts_cluster import Siege, siege
+from tests.vm.hosts_cluster import CLIENT_PORT, Siege, siege
 
 TIME_LIMIT_S = 3600 if herd_double.REAL else 600
 KILLS, KILLS_LONG = 1, 10
@@ -38,12 +39,23 @@ def lose_herd(s: Siege, bed: HerdBed) -> None:
     assert "HERD and the sidecar must be started together" in bed.log_of(leader)
 
 
+def say_the_same_to_a_common_client(bed: HerdBed) -> None:
+    """What one writes at a node, another reads at the next."""
+    first, second = (redis.Redis(host=f"10.8.0.{host}", port=CLIENT_PORT, protocol=2) for host in (1, 2))
+    with first, second:
+        assert first.set("by redis-py", "v" * 33) and second.get("by redis-py") == b"v" * 33
+        with pytest.raises(redis.ResponseError, match="HERD keeps values of up to 33 bytes"):
+            first.set("by redis-py", "v" * 34)
+        assert second.delete("by redis-py") == 1 and first.get("by redis-py") is None
+
+
 def kill_again_and_again(bed: HerdBed, crowd: Crowd, kills: int, seed: int) -> None:
     """What was acknowledged is there afterwards, at every node; and each HERD has answered all that it was asked."""
     with siege(bed, crowd, seed) as s:
         lose_herd(s, bed)
         for _ in range(kills):
             kill_and_start_again(s)
+    say_the_same_to_a_common_client(bed)
     for host in bed.hosts:
         counted = bed.counted(host)
         print(f"node {host}: {counted}", flush=True)
