@@ -8,6 +8,7 @@
 #include "gate/table.h"
 
 #define STEPS_MAX 8192u         /* of one connection, waiting or under way: then it is not read on */
+#define STEPS_FIRST 1024u       /* of a worker, waiting, before there has to be more memory for them */
 #define OUTPUT_BYTES_MAX (4u << 20)
 #define INPUT_BYTES_MAX (4u << 20)
 #define ABSENT_NS 50000000ull   /* between two looks at the clock no more than this counts as silence */
@@ -37,14 +38,18 @@ struct connection {
     struct queue jobs, items;
 };
 
-struct step { /* of an item of a connection */
+struct step { /* of an item of a connection, or (`is_proof`) the gate's own */
     uint64_t item, since_ns;
     uint32_t connection, generation;
-    bool is_put;
+    bool is_put, is_proof;
 };
 
 struct worker {
     struct queue waiting, under_way;
+    struct queue unproven; /* steps with replies that are not believed yet */
+    struct herd_key proof; /* a key of the gate's own at this worker */
+    uint64_t proofs;       /* begun: the value of that key */
+    bool proving;
     uint32_t turn;
     uint64_t heard_ns; /* on the gate's own clock */
 };
@@ -62,6 +67,13 @@ struct gate {
     struct connection connections[GATE_CONNECTIONS_MAX];
 };
 
+/* The first of these keys that is kept by this worker. */
+static void find_proof(struct gate *g, uint32_t worker) {
+    struct { char name[20]; uint32_t number; } text = {.name = "musidecar: proof", .number = 0};
+    do herd_key_of(&text, sizeof text, &g->workers[worker].proof);
+    while (text.number++, herd_worker(g->workers[worker].proof.bytes, g->config.workers) != worker);
+}
+
 struct gate *gate_new(const struct gate_config *config) {
     CHECK(config->workers > 0 && config->workers <= GATE_WORKERS_MAX);
     struct gate *g = calloc(1, sizeof *g);
@@ -69,8 +81,10 @@ struct gate *gate_new(const struct gate_config *config) {
     g->config = *config;
     if (!table_init(&g->table, config->keys_max)) return free(g), NULL;
     for (uint32_t i = 0; i < config->workers; i++) {
-        queue_init(&g->workers[i].waiting, sizeof(struct step), STEPS_MAX);
+        queue_init(&g->workers[i].waiting, sizeof(struct step), STEPS_FIRST);
         queue_init(&g->workers[i].under_way, sizeof(struct step), HERD_WINDOW);
+        queue_init(&g->workers[i].unproven, sizeof(struct step), HERD_WINDOW);
+        find_proof(g, i);
     }
     return g;
 }
@@ -80,6 +94,7 @@ void gate_free(struct gate *g) {
     for (uint32_t i = 0; i < g->config.workers; i++) {
         queue_free(&g->workers[i].waiting);
         queue_free(&g->workers[i].under_way);
+        queue_free(&g->workers[i].unproven);
     }
     table_free(&g->table);
     free(g);
@@ -387,9 +402,46 @@ void gate_serve(struct gate *g, uint32_t clients) {
 
 /* ---- HERD ------------------------------------------------------------------------------------------------------------------ */
 
+static void proof_value(const struct worker *w, uint8_t out[HERD_VALUE_BYTES]) {
+    herd_value_write(out, w->proof.check, 0, &w->proofs, sizeof w->proofs);
+}
+
+/* Behind all that waits: a number is put and got. When it is what HERD answers, so was every reply before. */
+static void prove(struct worker *w) {
+    if (w->proving) return;
+    w->proving = true;
+    w->proofs++;
+    *(struct step *)queue_push(&w->waiting) = (struct step){.is_proof = true, .is_put = true};
+    *(struct step *)queue_push(&w->waiting) = (struct step){.is_proof = true};
+}
+
 static struct connection *asker(struct gate *g, const struct step *step) {
+    if (step->is_proof) return NULL;
     struct connection *c = &g->connections[step->connection];
     return c->open && c->generation == step->generation ? c : NULL;
+}
+
+static void fill_proof(const struct worker *w, const struct step *step, struct gate_step *out) {
+    uint8_t value[HERD_VALUE_BYTES];
+    proof_value(w, value);
+    if (step->is_put) herd_slot_put(out->slot, w->proof.bytes, value);
+    else herd_slot_get(out->slot, w->proof.bytes);
+}
+
+static void fill(struct gate *g, struct item *item, const struct step *step, struct gate_step *out) {
+    uint8_t gone[HERD_VALUE_BYTES];
+    if (!step->is_put) {
+        item->known = table_has(&g->table, item->key.bytes);
+        herd_slot_get(out->slot, item->key.bytes);
+        g->status.gets++;
+        return;
+    }
+    if (item->kind == ITEM_DELETE) herd_value_deleted(gone, item->key.check);
+    const uint8_t *value = item->kind == ITEM_DELETE ? gone : item->value;
+    herd_slot_put(out->slot, item->key.bytes, value);
+    if (herd_value_is_whole(value, HERD_VALUE_BYTES)) table_add(&g->table, item->key.bytes);
+    else table_remove(&g->table, item->key.bytes);
+    g->status.puts++;
 }
 
 static bool next_of(struct gate *g, uint32_t number, uint64_t now_ns, struct gate_step *out) {
@@ -397,34 +449,18 @@ static bool next_of(struct gate *g, uint32_t number, uint64_t now_ns, struct gat
     for (const struct step *front = queue_front(&w->waiting); front != NULL; front = queue_front(&w->waiting)) {
         if (queue_length(&w->under_way) == HERD_WINDOW) return false;
         struct connection *c = asker(g, front);
-        if (c == NULL) {
-            queue_pop(&w->waiting);
-            continue;
-        }
         struct step step = *front;
-        struct item *item = queue_at(&c->items, step.item);
         queue_pop(&w->waiting);
+        if (c == NULL && !step.is_proof) continue;
         if (queue_length(&w->under_way) == 0) w->heard_ns = g->clock_ns; /* it had nothing to say */
         step.since_ns = now_ns;
         *(struct step *)queue_push(&w->under_way) = step;
         out->worker = number;
         out->is_put = step.is_put;
         out->at = herd_slot_at(number, g->clients, 0, w->turn++);
-        if (step.is_put) {
-            bool deletes = item->kind == ITEM_DELETE;
-            uint8_t gone[HERD_VALUE_BYTES];
-            if (deletes) herd_value_deleted(gone, item->key.check);
-            const uint8_t *value = deletes ? gone : item->value;
-            herd_slot_put(out->slot, item->key.bytes, value);
-            if (herd_value_is_whole(value, HERD_VALUE_BYTES)) table_add(&g->table, item->key.bytes);
-            else table_remove(&g->table, item->key.bytes);
-            g->status.puts++;
-        } else {
-            item->known = table_has(&g->table, item->key.bytes);
-            herd_slot_get(out->slot, item->key.bytes);
-            g->status.gets++;
-        }
         out->length = step.is_put ? HERD_PUT_BYTES : HERD_GET_BYTES;
+        if (step.is_proof) return fill_proof(w, &step, out), true;
+        fill(g, queue_at(&c->items, step.item), &step, out);
         g->status.requests++;
         return true;
     }
@@ -439,11 +475,44 @@ bool gate_next(struct gate *g, uint64_t now_ns, struct gate_step *step) {
     return false;
 }
 
-static void note_found(struct gate *g, struct item *item, const uint8_t *bytes, size_t length) {
+/* A reply says nothing of what it answers. It is believed when it brings the value of the very key that was asked for; a miss, or what
+ * else a request behind the one that was lost would have got, only once a proof has come back. */
+static bool is_plain(const struct item *item) {
+    struct herd_value value;
+    return item->kind != ITEM_RAW && item->found && herd_value_read(item->value, sizeof item->value, item->key.check, &value);
+}
+
+static void note_found(struct item *item, const uint8_t *bytes, size_t length) {
     item->found = length == HERD_VALUE_BYTES;
     if (item->found) memcpy(item->value, bytes, length);
-    if (item->found) g->status.hits++;
-    else if (item->known) g->status.gone++;
+}
+
+/* What the step was for goes on. */
+static void step_done(struct gate *g, const struct step *step) {
+    struct connection *c = asker(g, step);
+    if (c == NULL) return;
+    const struct item *item = queue_at(&c->items, step->item);
+    if (!step->is_put && item->found) g->status.hits++;
+    else if (!step->is_put && item->known) g->status.gone++;
+    struct job *job = queue_at(&c->jobs, item->job);
+    job->left--;
+    if (job->left > 0) return;
+    answer_done(g, c);
+    parse(g, c);
+}
+
+/* False: it is none: a reply was lost. */
+static bool proven(struct gate *g, struct worker *w, const uint8_t *bytes, size_t length) {
+    uint8_t wanted[HERD_VALUE_BYTES];
+    proof_value(w, wanted);
+    if (length != HERD_VALUE_BYTES || memcmp(bytes, wanted, length) != 0) return false;
+    w->proving = false;
+    for (uint64_t count = queue_length(&w->unproven); count > 0; count--) {
+        const struct step step = *(const struct step *)queue_front(&w->unproven);
+        queue_pop(&w->unproven);
+        step_done(g, &step);
+    }
+    return true;
 }
 
 bool gate_reply(struct gate *g, uint32_t worker, const uint8_t *bytes, size_t length, uint64_t now_ns) {
@@ -454,17 +523,16 @@ bool gate_reply(struct gate *g, uint32_t worker, const uint8_t *bytes, size_t le
     const struct step step = *front;
     queue_pop(&w->under_way);
     w->heard_ns = g->clock_ns;
+    if (step.is_proof) return step.is_put || proven(g, w, bytes, length);
     g->status.replies++;
     histogram_add(&g->replies, now_ns > step.since_ns ? now_ns - step.since_ns : 0);
     struct connection *c = asker(g, &step);
     if (c == NULL) return true;
     struct item *item = queue_at(&c->items, step.item);
-    if (!step.is_put) note_found(g, item, bytes, length);
-    struct job *job = queue_at(&c->jobs, item->job);
-    job->left--;
-    if (job->left > 0) return true;
-    answer_done(g, c);
-    parse(g, c);
+    if (!step.is_put) note_found(item, bytes, length);
+    if (step.is_put || is_plain(item)) return step_done(g, &step), true;
+    *(struct step *)queue_push(&w->unproven) = step;
+    prove(w);
     return true;
 }
 

@@ -5,8 +5,10 @@
  *
  * A request becomes one step for HERD for each of its keys (a deletion two: what was there, and that it is not there any more), which
  * wait in the order of their coming for their worker, one queue each. A worker does its client's steps in order, at most 32 of them
- * under way, so the next reply of a worker belongs to the oldest of its steps. It says so nowhere: one that is lost would
- * put all behind it off by one. So a worker that is silent for too long ends the gate, and what HERD holds is given up.
+ * under way, so the next reply of a worker belongs to the oldest of its steps. It says so nowhere: one that is lost
+ * puts all behind it off by one. That a PUT is done is true all the same, for what was asked later is done later; so is a value with the
+ * check of the key that was asked for. A miss is told only once a number of the gate's own, put and got behind it, has come back as it
+ * should. Whatever does not fit, and a worker that is silent for too long, ends the gate, and what HERD holds is given up.
  */
 #ifndef MUSIDECAR_GATE_H
 #define MUSIDECAR_GATE_H

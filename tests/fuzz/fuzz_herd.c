@@ -77,7 +77,7 @@ static void requests(struct story *story, const uint8_t *bytes, size_t length, s
             scanned = r.class == PROTOCOL_MORE ? r.scanned : 0;
             wanted = r.class == PROTOCOL_MORE ? r.wanted : 0;
             if (r.class == PROTOCOL_MORE) break;
-            story_tell(story, (uint64_t)r.class << 32 | r.length);
+            story_tell(story, (uint64_t)r.class << 32 | (r.class == PROTOCOL_CLOSE ? 0 : r.length)); /* nobody looks at what follows */
             story_bytes(story, buffer_bytes(&text), buffer_length(&text));
             if (r.class == PROTOCOL_CLOSE) goto closed;
             if (r.class == PROTOCOL_READ || r.class == PROTOCOL_WRITE) through_the_gate(g, asker, &r, part, story);
