@@ -151,6 +151,7 @@ class Point:
 
 
 Points = Callable[[], Point]
+PIECE_BYTES = 1 << 16  # of a copy on its way
 
 
 def wait_point(points: Points, at_least: int, wait_s: float, title: str) -> Point:
@@ -180,6 +181,32 @@ class Copy(Protocol):
 
     def close(self) -> None:
         """It is not wanted any more, or whole."""
+
+
+class State:
+    """All of a server at one moment, as it wrote it down itself: a Copy that says which request it holds last."""
+
+    def __init__(
+        self, points: Points, at_least: int, wait_s: float, title: str, taken: Callable[[], tuple[bytes, int]]
+    ) -> None:
+        """taken: the state, and the number (protocol.h, stamp()) of the last request in it."""
+        began = wait_point(points, at_least, wait_s, title)
+        self._state, number = taken()
+        self.head = {"offset": began.done, "exact": number}
+        ended = points()
+        if ended.life != began.life:
+            raise BackendError(f"its {title} did not hold the data all the time")
+        self._given = ended.given
+
+    def foot(self) -> dict[str, Any]:
+        return {"given": self._given}
+
+    def chunks(self) -> Iterator[bytes]:
+        for at in range(0, len(self._state), PIECE_BYTES):
+            yield self._state[at : at + PIECE_BYTES]
+
+    def close(self) -> None:
+        self._state = b""
 
 
 def moment() -> str:

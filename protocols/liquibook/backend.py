@@ -20,45 +20,16 @@ from musidecar.protocols.backend import (
     HoldsData,
     Points,
     Prepared,
-    wait_point,
+    State,
 )
 
 from . import FIX_DECIMALS, FIX_NAME, KIND, driver
 from .driver import Connection
 
 SYMBOLS = ("AAPL", "MSFT")  # the books, unless told
-PIECE_BYTES = 1 << 16
 COPY_S = 60.0  # for all of the state to be written down, or read
 IMPORT_S = 20.0
 _IMPORTS = "import musidecar.protocols.liquibook, liquibook, simplefix"  # its own, the exchange's, the FIX port's
-
-
-class Snapshot:
-    """The state of one moment, on its way to another node.
-
-    It stands where the log was at that moment, which is `done` or beyond, and knows which number that is.
-    """
-
-    def __init__(self, address: server.Address, at_least: int, wait_s: float, points: Points) -> None:
-        began = wait_point(points, at_least, wait_s, "liquibookd")
-        with Connection(address.path, COPY_S) as connection:
-            self._state = connection.snapshot()
-        index = json.loads(self._state.split(b"\n", 1)[0])[2]
-        self.head = {"offset": began.done, "exact": index}
-        ended = points()
-        if ended.life != began.life:
-            raise BackendError("its liquibookd did not hold the data all the time")
-        self._given = ended.given
-
-    def foot(self) -> dict[str, Any]:
-        return {"given": self._given}
-
-    def chunks(self) -> Iterator[bytes]:
-        for at in range(0, len(self._state), PIECE_BYTES):
-            yield self._state[at : at + PIECE_BYTES]
-
-    def close(self) -> None:
-        self._state = b""
 
 
 class Liquibookd(Backend):
@@ -153,7 +124,12 @@ class Liquibookd(Backend):
         }
 
     def copy(self, at_least: int, wait_s: float, points: Points) -> Copy:
-        return Snapshot(self.address, at_least, wait_s, points)
+        return State(points, at_least, wait_s, self.kind.title, self._snapshot)
+
+    def _snapshot(self) -> tuple[bytes, int]:
+        with Connection(self.address.path, COPY_S) as connection:
+            state = connection.snapshot()
+        return state, json.loads(state.split(b"\n", 1)[0])[2]
 
     def fill(self, copy: IO[bytes], head: dict[str, Any], cancelled: Callable[[], bool]) -> int:
         with Connection(self.address.path, COPY_S) as connection:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
-from musidecar.protocols.backend import Point, Points, wait_point
+from musidecar.protocols.backend import PIECE_BYTES, Point, Points, wait_point
 from musidecar.protocols.server import Address, BackendError
 
 from .connection import Connection
@@ -32,7 +32,6 @@ BINARY, STALE, SENT = 1, 2, 4  # bits: stored under a base64 key; marked stale; 
 KEY_BYTES_MAX = 250
 VALUE_BYTES_MAX = 1 << 30
 BATCH_ITEMS, BATCH_BYTES = 500, 1 << 20
-PIECE_BYTES = 1 << 16
 LAST_S = 2**31 - 2  # later than any item ends
 SILENCE_S = 30.0
 

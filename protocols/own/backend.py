@@ -16,8 +16,8 @@ from musidecar.protocols.backend import (
     Copy,
     Points,
     Prepared,
+    State,
     Wanted,
-    wait_point,
 )
 
 from . import KIND
@@ -25,31 +25,7 @@ from .replicated import MachineFailed, Replicated, stamp_of
 from .server import Server
 from .wire import Malformed
 
-PIECE_BYTES = 1 << 16
 WHO_STARTS_IT = "a machine of your own is served by the program that makes a musidecar.api.Replica (docs/api.md)"
-
-
-class Snapshot:
-    """The state of one moment, on its way to another node: it knows the number of the last frame that it holds."""
-
-    def __init__(self, server: Server, at_least: int, wait_s: float, points: Points) -> None:
-        began = wait_point(points, at_least, wait_s, KIND.title)
-        self._state: bytes = server.call(Replicated.snapshot)
-        self.head = {"offset": began.done, "exact": stamp_of(self._state)}
-        ended = points()
-        if ended.life != began.life:
-            raise BackendError("its machine did not hold the data all the time")
-        self._given = ended.given
-
-    def foot(self) -> dict[str, Any]:
-        return {"given": self._given}
-
-    def chunks(self) -> Iterator[bytes]:
-        for at in range(0, len(self._state), PIECE_BYTES):
-            yield self._state[at : at + PIECE_BYTES]
-
-    def close(self) -> None:
-        self._state = b""
 
 
 class Own(Backend):
@@ -112,7 +88,11 @@ class Own(Backend):
         return {"backend_version": prepared.version.encode(), "protocol": lib.PROTOCOL_OWN, "databases": 1}
 
     def copy(self, at_least: int, wait_s: float, points: Points) -> Copy:
-        return Snapshot(self._server(), at_least, wait_s, points)
+        return State(points, at_least, wait_s, self.kind.title, self._snapshot)
+
+    def _snapshot(self) -> tuple[bytes, int]:
+        state: bytes = self._server().call(Replicated.snapshot)
+        return state, stamp_of(state)
 
     def fill(self, copy: IO[bytes], head: dict[str, Any], cancelled: Callable[[], bool]) -> int:
         data = copy.read()

@@ -87,4 +87,12 @@ static inline void story_compare(const struct story *a, const struct story *b) {
     CHECK(a->count == b->count && memcmp(a->events, b->events, a->count * sizeof a->events[0]) == 0);
 }
 
+typedef void feed(struct story *story, const uint8_t *bytes, size_t length, struct dice *dice); /* dice NULL: in one part */
+
+static inline void story_twice(feed *fed, struct story stories[2], const uint8_t *bytes, size_t length, struct dice *dice) {
+    fed(&stories[0], bytes, length, NULL);
+    fed(&stories[1], bytes, length, dice);
+    story_compare(&stories[0], &stories[1]);
+}
+
 #endif

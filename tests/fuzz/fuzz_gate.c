@@ -79,11 +79,7 @@ static void register_all(struct story *story, const uint8_t *bytes, size_t lengt
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 2 || size > FUZZ_BYTES_MAX) return 0;
     struct dice dice = {data[0] * 2u + 1u};
-    void (*const feeds[])(struct story *, const uint8_t *, size_t, struct dice *) = {ask, register_all};
-    for (size_t i = 0; i < 2; i++) {
-        feeds[i](&stories[0], data + 1, size - 1, NULL);
-        feeds[i](&stories[1], data + 1, size - 1, &dice);
-        story_compare(&stories[0], &stories[1]);
-    }
+    story_twice(ask, stories, data + 1, size - 1, &dice);
+    story_twice(register_all, stories, data + 1, size - 1, &dice);
     return 0;
 }
