@@ -153,7 +153,6 @@ def test_rule_06_requests_on_two_connections_do_not_overtake(node: NodeStatus) -
 
 def test_rule_07_clients_cannot_touch_the_sidecars_connections(shared_bed: Testbed, node: NodeStatus) -> None:
     lines = [
-        b"CLIENT KILL TYPE normal", b"CLIENT KILL SKIPME no",
         b"CONFIG SET timeout 1", b"CONFIG SET maxmemory-clients 1mb", b"CONFIG SET repl-diskless-sync-delay 5",
         b"CONFIG SET min-replicas-to-write 9", b"CONFIG SET port 1",
         b"REPLICAOF NO ONE", b"FAILOVER", b"SHUTDOWN NOSAVE", b"DEBUG SLEEP 3",
@@ -162,6 +161,8 @@ def test_rule_07_clients_cannot_touch_the_sidecars_connections(shared_bed: Testb
     answers = ask(node, *(tuple(line.split()) for line in lines), (b"CLIENT", b"KILL", b"TYPE", b"replica"), (b"PING",))
     assert all(line.startswith(b"-ERR") for line in answers[:-2]), answers
     assert answers[-2:] == [b":0", b"+PONG"]  # the sidecar's own is none of its replicas
+    for everybody in (b"CLIENT KILL TYPE normal", b"CLIENT KILL SKIPME no"):  # clients alone
+        assert ask(node, tuple(everybody.split()))[0].startswith(b":")
     backend = shared_bed.backend(leader_of(shared_bed.status()))
     flags = {c["name"]: c["flags"] for c in backend.client_list() if c["name"].startswith("musidecar")}
     assert set(flags) == {"musidecar-shared", "musidecar-admin"}
