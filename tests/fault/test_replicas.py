@@ -167,8 +167,7 @@ def test_clients_that_are_replicas_are_killed_and_no_other(shared_bed: Testbed, 
         reader.close()
     client.client_id()  # it has a connection of its own from here on
     assert client.client_kill_filter(_type="slave") == 0
-    with pytest.raises(redis.ResponseError, match="is refused"):
-        client.client_kill_filter(_type="normal")
+    client.client_kill_filter(_type="normal")  # clients alone
     assert client.set("k", "v") and shared_bed.status().term == before.term
 
 
