@@ -372,7 +372,7 @@ void load_submit(struct engine *e, const struct request *r);
 void load_replied(struct engine *e, const struct expect *x);
 
 /* shared.c */
-void shared_staged(struct engine *e); /* what is committed may leave */
+void shared_staged(struct engine *e, uint64_t commit); /* what is committed may leave */
 void shared_deliver(struct engine *e, const struct expect *x, const void *bytes, size_t length, bool last, uint8_t type);
 bool shared_open(struct engine *e);
 void shared_close(struct engine *e);

@@ -348,7 +348,7 @@ static void expect_orphan(struct expect *x) {
 void machine_recede(struct engine *e) {
     struct shared *s = &e->shared;
     struct machine *m = &e->machine;
-    shared_staged(e);
+    shared_staged(e, m->applied); /* as this node logged it: apply comes behind this */
     queue_clear(&s->staged);
     if (e->big.active) m->replies.end -= e->big.expect.reply_bytes;
     for (struct place *p = queue_back(&m->places); p != NULL && p->end > s->sendable; p = queue_back(&m->places)) m->places.tail--;

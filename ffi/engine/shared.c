@@ -278,9 +278,9 @@ void shared_event(struct engine *e, uint32_t events) {
     if (s->changed) backend_changed(e, "what it loaded from its disk is not what it had");
 }
 
-void shared_staged(struct engine *e) {
+void shared_staged(struct engine *e, uint64_t commit) {
     struct shared *s = &e->shared;
-    uint64_t commit = replica_commit(e->replica), now_ns = queue_length(&s->staged) > 0 ? clock_ns() : 0;
+    uint64_t now_ns = queue_length(&s->staged) > 0 ? clock_ns() : 0;
     for (struct staged *m = queue_front(&s->staged); m != NULL && m->index <= commit; m = queue_front(&s->staged)) {
         s->sendable = m->end;
         if (m->index > 0) histogram_add(&e->stages[STAGE_COMMIT], now_ns - m->since_ns);
@@ -293,7 +293,9 @@ void shared_staged(struct engine *e) {
 void shared_send(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
-    shared_staged(e);
+    /* From when it is deposed on, what is committed at an index may be the next leader's, and not what is staged for it here. */
+    bool deposed = e->role == REPLICA_LEADER && (replica_role(e->replica) != REPLICA_LEADER || replica_term(e->replica) != e->term);
+    if (!deposed) shared_staged(e, replica_commit(e->replica));
     if (e->machine.protocol != NULL && machine_waits(e)) return;
     uint64_t limit = owns_shared_limit(e), until = s->sendable < limit ? s->sendable : limit;
     if (s->sent >= until) return;
