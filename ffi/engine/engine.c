@@ -97,7 +97,7 @@ static void source_event(struct engine *e, struct source *s, uint32_t events) {
 /* Runs the core until it rests, and what follows from it. */
 static void core_step(struct engine *e) {
     for (int i = 0; i < 64 && replica_poll(e->replica, e->now_us); i++) {}
-    if (e->machine.protocol != NULL) takeover_follow_role(e); /* what this node logged and the next leader did not is not skipped */
+    if (e->machine.protocol != NULL) takeover_step_down(e); /* what this node logged and the next leader did not is not skipped */
     apply_committed(e);
     takeover_follow_role(e);
 }

@@ -493,6 +493,8 @@ void config_wrong_end(struct engine *e, const struct admin_expect *x, const uint
 /* takeover.c */
 bool backend_follows(const struct engine *e); /* its data is the log's, as far as that is committed here, or soon will be */
 void takeover_follow_role(struct engine *e);
+bool takeover_deposed(const struct engine *e); /* the core knows, the engine has not followed yet */
+void takeover_step_down(struct engine *e);     /* if so; a next term of this node's begins only once its role is followed */
 void takeover_step(struct engine *e);
 void takeover_tick(struct engine *e);
 void takeover_role(struct engine *e, bool is_master, uint64_t offset, bool connected);

@@ -294,8 +294,7 @@ void shared_send(struct engine *e) {
     struct shared *s = &e->shared;
     if (s->socket.source.fd < 0) return;
     /* From when it is deposed on, what is committed at an index may be the next leader's, and not what is staged for it here. */
-    bool deposed = e->role == REPLICA_LEADER && (replica_role(e->replica) != REPLICA_LEADER || replica_term(e->replica) != e->term);
-    if (!deposed) shared_staged(e, replica_commit(e->replica));
+    if (!takeover_deposed(e)) shared_staged(e, replica_commit(e->replica));
     if (e->machine.protocol != NULL && machine_waits(e)) return;
     uint64_t limit = owns_shared_limit(e), until = s->sendable < limit ? s->sendable : limit;
     if (s->sent >= until) return;

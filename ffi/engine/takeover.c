@@ -314,22 +314,29 @@ void takeover_step(struct engine *e) {
         takeover_fail(e, "it took longer than takeover_timeout_ms");
 }
 
+bool takeover_deposed(const struct engine *e) {
+    return e->role == REPLICA_LEADER && (replica_role(e->replica) != REPLICA_LEADER || replica_term(e->replica) != e->term);
+}
+
+void takeover_step_down(struct engine *e) {
+    if (!takeover_deposed(e)) return;
+    e->role = REPLICA_CANDIDATE; /* until its role is followed */
+    e->term = replica_term(e->replica);
+    if (e->takeover == TAKE_IDLE) return;
+    bool handed_over = handover_completed(e);
+    engine_log(e, handed_over ? 20 : 30, "does not lead any more");
+    takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
+    if (handed_over && e->machine.protocol == NULL) feed_go_on(e, e->handover.offset, e->handover.replid);
+}
+
 /* Follows what became of this node in the core. */
 void takeover_follow_role(struct engine *e) {
+    takeover_step_down(e);
     enum replica_role role = replica_role(e->replica);
     uint64_t term = replica_term(e->replica);
     if (role == e->role && (term == e->term || role != REPLICA_LEADER)) return;
-    bool led = e->role == REPLICA_LEADER;
     e->role = role;
     e->term = term;
-    if (led) {
-        if (e->takeover != TAKE_IDLE) {
-            bool handed_over = handover_completed(e);
-            engine_log(e, handed_over ? 20 : 30, "does not lead any more");
-            takeover_end(e, e->takeover == TAKE_FEED ? BACKEND_FED : BACKEND_DIRTY);
-            if (handed_over && e->machine.protocol == NULL) feed_go_on(e, e->handover.offset, e->handover.replid);
-        }
-    }
     if (role != REPLICA_CANDIDATE) engine_tell(e, ENGINE_ROLE, role, term);
     if (role == REPLICA_LEADER) takeover_begin(e);
 }
