@@ -7,6 +7,8 @@ no process of its cluster left, which is checked.
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import socket
 from collections.abc import Iterator
 
@@ -15,6 +17,8 @@ import pytest
 from musidecar.compare import compare, compare_logs
 from musidecar.testbed import ClusterStatus, NodeStatus, Testbed
 from musidecar.workload import encode
+
+DEAD_WITHIN_S = 10.0
 
 
 def leader_of(status: ClusterStatus) -> NodeStatus:
@@ -43,6 +47,16 @@ def another_serves(bed: Testbed, old: ClusterStatus, timeout_s: float = 20.0) ->
 def follows(status: ClusterStatus, node: str) -> bool:
     """The node follows, and its clients are served."""
     return status[node].role == "follower" and bool(status[node].more.get("serving"))
+
+
+def kill_and_wait(bed: Testbed, node: NodeStatus) -> None:
+    """kill -9 of a node's sidecar. Afterwards it is dead: it acknowledges nothing any more."""
+    pidfd = os.pidfd_open(node.pid)
+    try:
+        bed.kill(node)
+        assert select.select([pidfd], [], [], DEAD_WITHIN_S)[0], f"node {node.id} does not die"
+    finally:
+        os.close(pidfd)
 
 
 def send(node: NodeStatus, *words: bytes) -> socket.socket:

@@ -25,7 +25,11 @@ REJOIN_S = 60.0  # a bound for a crowded host, not what it takes
 
 def rejoined(status: ClusterStatus) -> bool:
     """All are members again, in step, and serve."""
-    return all(node.role in ("leader", "follower") and bool(node.more["serving"]) for node in status.nodes)
+    every = sorted(node.id for node in status.nodes)
+    return all(
+        node.role in ("leader", "follower") and bool(node.more["serving"]) and sorted(node.more["members"]) == every
+        for node in status.nodes
+    )
 
 
 def assert_equal(bed: Cradle) -> None:

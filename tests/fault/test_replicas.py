@@ -17,7 +17,7 @@ import redis
 from musidecar.compare import compare
 from musidecar.testbed import NodeStatus, Testbed, free_ports, plain_redis, wait_until
 from musidecar.workload import encode
-from tests.fault.cluster import a_follower_of, another_serves, assert_same_data, last_words, leader_of
+from tests.fault.cluster import a_follower_of, another_serves, assert_same_data, kill_and_wait, last_words, leader_of
 from tests.fault.nursery import Cradle, Nursery
 
 WAIT_S = 20.0
@@ -207,7 +207,7 @@ def test_nothing_is_seen_before_it_is_committed(bed: Testbed) -> None:
     bed.client(leads).set("committed", "1")
     reader.expect(b"SET", b"committed", b"1")
     for each in status.followers:
-        bed.kill(each)
+        kill_and_wait(bed, each)
     server.set("not-committed", "1")
     assert b"not-committed" not in last_words(reader.connection)
 

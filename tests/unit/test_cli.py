@@ -100,18 +100,14 @@ def test_run_names_the_wrong_key(command: Command, folder: Path) -> None:
 
 
 def test_port_in_use_is_named(command: Command, folder: Path, free_port: int) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port + 1))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", free_port + 1)):
         done = command("local", "--dir", folder / "c", "--port", str(free_port))
     assert done.returncode == 2
     assert f"127.0.0.1:{free_port + 1}: Address already in use: choose other ports with --port" in done.stderr
 
 
 def test_fix_port_in_use_is_named(command: Command, folder: Path, free_port: int) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port + 4))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", free_port + 4)):
         ports = ("--port", str(free_port), "--fix-port", str(free_port + 3))
         done = command("local", "--backend", "liquibook", "--dir", folder / "c", *ports)
     assert done.returncode == 2
