@@ -27,6 +27,8 @@ enum failpoint {
     FAIL_GRANTED,  /* the next one has it, and does not know */
     /* handover.c, the leader */
     FAIL_YIELDED, /* its successor has been told to take over */
+    /* permission.c */
+    FAIL_ANSWERED, /* the next one knows that it has the permission */
 };
 
 #ifdef MUSIDECAR_PLANTS

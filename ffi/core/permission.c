@@ -5,6 +5,7 @@
 
 #include "core/mix.h"
 #include "core/replica_state.h"
+#include "failpoint.h"
 #include "plant.h"
 
 static uint64_t request_check(uint64_t number, uint64_t incarnation) {
@@ -67,6 +68,7 @@ static void serve(struct replica *r, uint32_t peer, uint64_t number) {
     r->ops->post_write(r->fabric, peer, FABRIC_BACKGROUND, offset, &ack,
                        offsetof(struct replica_ack, check) + sizeof ack.check, post_id(POST_NOTE, r->peers[peer].link, 0));
     r->ops->wake(r->fabric, peer);
+    failpoint(FAIL_ANSWERED);
 }
 
 /* One request, the lowest requester's first; the others wait for the next call. Whoever is known to have been removed is

@@ -223,6 +223,16 @@ def committed_point(node: NodeStatus) -> Point:
         os.close(fd)
 
 
+def permission_requests(node: NodeStatus) -> bytes:
+    """What the others have last asked of the node (struct replica_request of each): another one, other bytes."""
+    fd = _open_region(node, "background")
+    try:
+        length = lib.FABRIC_NODES_MAX * ffi.sizeof("struct replica_request")
+        return os.pread(fd, length, ffi.offsetof("struct replica_background", "requests"))
+    finally:
+        os.close(fd)
+
+
 def _progress(fd: int) -> Point:
     before = b""
     while (now := os.pread(fd, 24, ffi.offsetof("struct replica_background", "progress"))) != before:

@@ -23,7 +23,7 @@ FOLDER = ROOT / "build" / "plants"
 LIBRARY = FOLDER / "lib"
 # enum failpoint
 PLACES = ("nowhere", "before-hazard", "before-store", "before-tail", "after-store", "settled", "accepted",
-          "revoking", "revoked", "granted", "yielded")  # fmt: skip
+          "revoking", "revoked", "granted", "yielded", "answered")  # fmt: skip
 
 
 @functools.cache
