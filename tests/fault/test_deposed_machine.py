@@ -1,5 +1,5 @@
-"""A leader that stood still with a request proposed, and learns in one step that it was deposed and what the next leader
-has committed in the same places of the log: its machine does what was committed, and nobody is told otherwise.
+"""A leader that stood still with a request proposed learns in one step that it was deposed, and what the next one has
+committed in the same places of the log: its machine does what was committed, and nobody is told otherwise.
 """
 
 from __future__ import annotations
