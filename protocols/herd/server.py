@@ -143,11 +143,8 @@ def listen(path: Path) -> socket.socket:
         except ConnectionRefusedError:
             path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(mask)
+    os.fchmod(listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
+    listener.bind(str(path))
     listener.listen(64)
     listener.setblocking(False)
     return listener

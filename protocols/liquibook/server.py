@@ -51,11 +51,8 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _remove_leftover(path)
-        mask = os.umask(0o177)
-        try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(mask)
+        os.fchmod(self._listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
+        self._listener.bind(str(path))
         self._listener.listen(128)
         self._listener.setblocking(False)
         self._wake, self._waker = socket.socketpair()

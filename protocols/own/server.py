@@ -260,11 +260,8 @@ def _listen(path: Path) -> socket.socket:
                 raise BackendError(f"{path} is in use: another machine listens there")
             except ConnectionRefusedError:
                 path.unlink()  # of one that was killed
-        mask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
+        os.fchmod(listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
+        listener.bind(str(path))
         listener.listen(16)
         listener.setblocking(False)
     except OSError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +82,19 @@ def receive(connection: socket.socket, length: int) -> bytes:
         assert part, f"closed after {len(found)} of {length} bytes"
         found += part
     return bytes(found)
+
+
+def test_its_socket_is_private_and_the_umask_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The umask is that of all threads: two servers that begin at once would leave each other's behind."""
+    changes: list[int] = []
+    monkeypatch.setattr(os, "umask", changes.append)
+    made = Server(folder / "own.sock", Replicated(Echo()), lambda _: None)
+    made.start()
+    try:
+        assert changes == [] and stat.S_IMODE((folder / "own.sock").stat().st_mode) == 0o600
+    finally:
+        made.stop()
+        made.close()
 
 
 def test_bytes_that_come_one_by_one(server: Server) -> None:
