@@ -55,6 +55,29 @@ class Address:
         return sock
 
 
+def remove_leftover(path: Path) -> None:
+    """The Unix socket of a process that was killed. One that somebody listens on stays, and binding to it fails."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def private_listener(path: Path, backlog: int) -> socket.socket:
+    """A Unix socket that only its user may connect to; it does not block. OSError as bind() gives it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
+        listener.bind(str(path))
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 class Server:
     """A server process started here. It dies with the thread that started it: the main one."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from musidecar._ffi import ffi, lib
-from musidecar.protocols.server import BackendError
+from musidecar.protocols.server import BackendError, private_listener, remove_leftover
 
 from . import leftovers
 from .driver import DEFAULTS
@@ -137,17 +137,8 @@ class Gate:
 
 def listen(path: Path) -> socket.socket:
     """A Unix socket for its user alone; the one of a gate that was killed is replaced."""
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    os.fchmod(listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
-    listener.bind(str(path))
-    listener.listen(64)
-    listener.setblocking(False)
-    return listener
+    remove_leftover(path)
+    return private_listener(path, 64)
 
 
 def registry_socket(host: str) -> socket.socket:

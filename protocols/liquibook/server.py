@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import re
 import selectors
 import signal
@@ -18,6 +17,7 @@ import socket
 import sys
 from pathlib import Path
 
+from ..server import private_listener, remove_leftover
 from .exchange import END, Exchange
 from .grammar import LINE_BYTES_MAX, NAME_BYTES_MAX, Reject, malformed
 
@@ -49,12 +49,8 @@ class Server:
         self.path = path
         self.exchange = exchange
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        _remove_leftover(path)
-        os.fchmod(self._listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
-        self._listener.bind(str(path))
-        self._listener.listen(128)
-        self._listener.setblocking(False)
+        remove_leftover(path)
+        self._listener = private_listener(path, 128)
         self._wake, self._waker = socket.socketpair()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
@@ -150,17 +146,6 @@ class Server:
             return _rejected(reject)
         gc.collect()  # the former books and their listeners know each other
         return b"RESTORED %d\n" % self.exchange.index + END
-
-
-def _remove_leftover(path: Path) -> None:
-    """The socket of one that was killed. One that somebody listens on stays, and binding to it fails."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        except OSError:
-            pass
 
 
 def _rejected(reject: Reject) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from musidecar.protocols.server import BackendError
+from musidecar.protocols.server import BackendError, private_listener
 
 from .replicated import Machine, MachineFailed, Replicated
 from .wire import HEAD, STAMP, STAMP_HEAD, Malformed
@@ -252,7 +252,6 @@ def _wanted(start: bytearray) -> int:
 
 
 def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError):
             try:
@@ -260,14 +259,6 @@ def _listen(path: Path) -> socket.socket:
                 raise BackendError(f"{path} is in use: another machine listens there")
             except ConnectionRefusedError:
                 path.unlink()  # of one that was killed
-        os.fchmod(listener.fileno(), 0o600)  # and so is what bind() makes; the umask is the whole process's
-        listener.bind(str(path))
-        listener.listen(16)
-        listener.setblocking(False)
+        return private_listener(path, 16)
     except OSError as error:
-        listener.close()
         raise BackendError(f"{path}: cannot listen here: {error.strerror}") from None
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Iterator
 
@@ -17,8 +16,7 @@ import pytest
 from musidecar.compare import compare, compare_logs
 from musidecar.testbed import ClusterStatus, NodeStatus, Testbed
 from musidecar.workload import encode
-
-DEAD_WITHIN_S = 10.0
+from tests.unit.orphans import wait_dead
 
 
 def leader_of(status: ClusterStatus) -> NodeStatus:
@@ -54,7 +52,7 @@ def kill_and_wait(bed: Testbed, node: NodeStatus) -> None:
     pidfd = os.pidfd_open(node.pid)
     try:
         bed.kill(node)
-        assert select.select([pidfd], [], [], DEAD_WITHIN_S)[0], f"node {node.id} does not die"
+        wait_dead(pidfd)
     finally:
         os.close(pidfd)
 
