@@ -3,7 +3,8 @@ node that has started again.
 
 Between two nodes there are a control connection, which says that the other side is there and, at an orderly end, that
 it stops, and a data link, whose socket the engine has. The higher id dials both. Whoever finds one of them broken (the
-control connection ends, the engine tells of the link) drops it; the higher id dials until it stands again.
+control connection ends, the engine tells of the link) drops it; the higher id dials until it stands again, less and
+less often. A lower id that starts asks to be dialled: until the two are connected, they are no majority.
 
 On each control connection the two meet: both say how far they have got with each other's memory. A life of a node that
 the other one does not know yet (another incarnation) hands its regions over and gets the other's, as in formation.py:
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musidecar.formation import STEP_S, Fabric, Unfit, offer_of
-from musidecar.mesh import FRAME_S, Connection, Mesh, MeshError, Refused, Unreachable, close_all, node_name
+from musidecar.mesh import FRAME_S, Connection, Mesh, MeshError, Refused, Unreachable, ask_as, close_all, node_name
 
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 0.5  # between attempts to reach a node
 RENEW_S_MAX = 8.0  # ... and to make a fabric's link anew that fails again and again
@@ -51,6 +52,7 @@ class _Peer:
     known: Known = Known.NOT
     control: Connection | None = None
     linked: bool = False
+    asks: bool = False  # it has started, and wants to be dialled now
     complaint: str = ""
 
 
@@ -90,11 +92,14 @@ class Links:
     def start(self) -> None:
         """From here on broken connections are made again, and other nodes' accepted."""
         self._mesh.handlers |= {"peer": self._met, "link": self._linked}
+        self._mesh.questions["dial"] = self._asked_to_dial
         if self._fabric.is_renewable:
             self._spawn(self._renew)
         for peer in self._peers.values():
             if peer.node < self._me:
                 self._spawn(self._keep, peer)
+            elif peer.control is None:
+                self._spawn(self._ask_to_be_dialled, peer)
 
     def _spawn(self, work: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, name="mesh link", daemon=True)
@@ -172,8 +177,9 @@ class Links:
                 if isinstance(error, Refused | Unfit):
                     self._complain(peer, error)
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping, pause_s)
-            pause_s = min(2 * pause_s, RETRY_S_MAX)
+                self._changed.wait_for(lambda: self._stopping or peer.asks, pause_s)
+                pause_s = RETRY_S_MIN if peer.asks else min(2 * pause_s, RETRY_S_MAX)
+                peer.asks = False
 
     def _complain(self, peer: _Peer, error: MeshError) -> None:
         """Once, not with every attempt."""
@@ -201,6 +207,19 @@ class Links:
             raise
 
     # ---- being dialled ----
+
+    def _ask_to_be_dialled(self, peer: _Peer) -> None:
+        """Whoever is not there dials when it starts."""
+        with contextlib.suppress(MeshError):
+            ask_as(self._mesh.member, peer.node, "dial", DIAL_S, node=self._me)
+
+    def _asked_to_dial(self, question: dict[str, Any]) -> dict[str, Any]:
+        node = question.get("node")
+        with self._changed:
+            if isinstance(node, int) and node in self._peers:
+                self._peers[node].asks = True
+                self._changed.notify_all()
+        return {}
 
     def _peer_of(self, connection: Connection) -> _Peer:
         peer = self._peers[connection.peer.node]

@@ -148,6 +148,38 @@ def test_a_new_life_gets_and_gives_memory(home: Path, nodes: dict[int, Node], lo
         assert nodes[other].links.incarnations()[lost] == again.mesh.member.incarnation
 
 
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who found nobody there tries again in a minute."""
+    monkeypatch.setattr("musidecar.links.RETRY_S_MIN", 60.0)
+    monkeypatch.setattr("musidecar.links.RETRY_S_MAX", 60.0)
+
+
+def test_who_starts_is_not_waited_for(
+    seldom: None, home: Path, nodes: dict[int, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the higher ids, which are to dial, have found nobody there."""
+    real, failed = Mesh.dial, []
+
+    def dial(self: Mesh, to: int, *rest: Any) -> mesh.Connection:
+        try:
+            return real(self, to, *rest)
+        except Unreachable:
+            failed.append(self.member.node)
+            raise
+
+    monkeypatch.setattr(Mesh, "dial", dial)
+    nodes[1].end()
+    for other in (2, 3):
+        wait_until(lambda other=other: nodes[other].count("gone", 1) == 1)  # type: ignore[misc]
+        nodes[other].lose_link(1)
+    wait_until(lambda: set(failed) == {2, 3})
+    again = nodes[1] = Node(home, 1)
+    again.links.start()
+    for other in (2, 3):
+        wait_until(lambda other=other: connected(again, nodes[other]) and connected(nodes[other], again))  # type: ignore[misc]
+
+
 def test_an_orderly_end_is_told_as_one(nodes: dict[int, Node]) -> None:
     nodes[2].end()
     for node in (1, 3):
