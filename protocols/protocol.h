@@ -71,6 +71,7 @@ struct protocol {
     const char *name;
     const char *ping;     /* a request that only a living backend answers, once, on any connection */
     const char *full;     /* told to a client for which there is no place */
+    bool takes_its_time;  /* ... with a request, longer than it takes to wake up: a follower's is then woken for each, so as not to be behind */
     size_t item_bytes;    /* size of what item() fills; zeroed before its first use, used again and again */
     /* What stands at the start of `bytes`; text for the client goes to `answer`. The same at every node. */
     void (*request)(const struct protocol_limits *limits, const uint8_t *bytes, size_t length, struct protocol_request *r,

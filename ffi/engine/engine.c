@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "engine/engine_state.h"
@@ -33,18 +32,19 @@ uint64_t clock_ns(void) {
 /* Who takes over waits for its backend, which gets the larger share if this process started it. Not before: the others'
  * permission is waited for first, and they may share its processor. */
 static void backend_hurry(struct engine *e) {
-    if (e->hurried_child != 0) (void)setpriority(PRIO_PROCESS, (id_t)e->hurried_child, e->hurried_nice);
+    if (e->hurried_child != 0) (void)prompt_write(e->hurried_child, &e->unhurried);
     e->hurried_child = e->backend_hurried ? socket_child(&e->admin.socket) : 0;
     if (e->hurried_child == 0) return;
-    e->hurried_nice = getpriority(PRIO_PROCESS, (id_t)e->hurried_child);
-    if (setpriority(PRIO_PROCESS, (id_t)e->hurried_child, PROMPT_NICE) != 0) e->hurried_child = 0; /* not allowed to */
+    bool may = prompt_read(e->hurried_child, &e->unhurried) && e->unhurried.policy == SCHED_OTHER && prompt_hurry(e->hurried_child);
+    if (!may) e->hurried_child = 0;
+    e->unhurried.flags |= PROMPT_OURS; /* only the privileged may take it back */
 }
 
 /* Everybody waits for a take-over. In steady service a larger share costs a fifth of the throughput: the backend is
  * interrupted for every request instead of every few. */
 static void promptness(struct engine *e) {
     bool hurry = e->now_us < e->quiet_until_us;
-    if (hurry != e->hurried) prompt_thread(hurry ? PROMPT_NOW : PROMPT_SOON);
+    if (hurry != e->hurried) prompt_thread(0, hurry ? PROMPT_NOW : PROMPT_SOON);
     e->hurried = hurry;
     bool elected = hurry && e->takeover != TAKE_IDLE;
     if (elected == e->backend_hurried) return;
@@ -56,10 +56,9 @@ static void peers_dead(struct engine *e, uint32_t mask) {
     for (uint32_t i = 0; i < e->nodes; i++) {
         if (!(mask & (1u << i)) || i == e->self) continue;
         engine_log(e, 30, "node %u is dead", i + 1);
-        if (link_leader(e) == i) {
-            e->quiet_until_us = e->now_us + QUIET_US;
-            promptness(e);
-        }
+        if (link_leader(e) == i) e->quiet_until_us = e->now_us + QUIET_US;
+        e->hurried = false; /* by whoever told of this */
+        promptness(e);
         replica_peer_down(e->replica, i, e->now_us);
         link_lost(e, i);
     }
@@ -256,7 +255,7 @@ static int look_before_sleep(struct engine *e, struct epoll_event *events) {
     bool machine = e->machine.protocol != NULL;
     bool answer_due = machine ? queue_length(&s->expects) > 0 : s->roles_in_flight > 0;
     if (answer_due) e->patience.in_a_row = queue_length(&s->expects) <= 2 ? e->patience.in_a_row + 1 : 0; /* with its ROLE */
-    if (e->config.spin_us == 0 || e->patience.in_a_row < PATIENCE_IN_A_ROW || !engine_leads(e)) return 0;
+    if (e->config.spin_us == 0 || e->patience.in_a_row < PATIENCE_IN_A_ROW || !engine_leads(e) || e->hurried) return 0;
     uint32_t *credit = &e->patience.credit[answer_due];
     if (*credit == 0 && ++e->patience.unspun % PATIENCE_TRIES_EVERY != 0) return 0;
     uint64_t until_ns = clock_ns() + e->config.spin_us * 1000ull;
@@ -294,7 +293,7 @@ static void wait_for_events(struct engine *e, struct epoll_event *events, uint64
 
 int engine_run(struct engine *e) {
     struct epoll_event events[EVENTS_A_TURN];
-    prompt_thread(PROMPT_SOON);
+    prompt_thread(0, PROMPT_SOON);
     if (e->fabric->host->enter(e->fabric) != 0) {
         engine_fatal(e, "the fabric cannot be entered");
         return -1;

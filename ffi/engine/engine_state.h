@@ -48,6 +48,7 @@
 #include "engine/source.h"
 #include "engine/stale.h"
 #include "engine/wait.h"
+#include "prompt.h"
 #include "protocols/redis/ask.h"
 #include "protocols/redis/psync.h"
 #include "protocols/redis/resp.h"
@@ -230,7 +231,7 @@ struct engine {
     bool hurried;            /* this thread has the larger share ... */
     bool backend_hurried;    /* ... and so has the backend, or would have */
     int32_t hurried_child;   /* its process, 0: not so; ... */
-    int hurried_nice;        /* ... and what its nice was */
+    struct prompt_attributes unhurried; /* ... and how it ran before */
     atomic_bool stopping;
 
     struct client *clients; /* clients_max slots */

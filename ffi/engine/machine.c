@@ -301,10 +301,16 @@ void machine_event(struct engine *e, uint32_t events) {
 
 #define FLUSH_BYTES (64u << 10)
 
+/* Has the backend nothing to do? */
+static bool rests(struct shared *s) {
+    const struct expect *next = queue_front(&s->expects);
+    return next == NULL || next->end > s->sent;
+}
+
 bool machine_waits(struct engine *e) {
     struct machine *m = &e->machine;
-    const struct shared *s = &e->shared;
-    bool somebody = e->takeover != TAKE_IDLE || e->handover.until_us > 0 || e->backend != BACKEND_FED;
+    struct shared *s = &e->shared;
+    bool somebody = e->takeover != TAKE_IDLE || e->handover.until_us > 0 || e->backend != BACKEND_FED || (m->protocol->takes_its_time && rests(s));
     bool waits = s->sendable > s->sent && s->sendable - s->sent < FLUSH_BYTES && !somebody && (m->flush_us == 0 || e->now_us < m->flush_us);
     if (!waits) m->flush_us = 0;
     else if (m->flush_us == 0) m->flush_us = e->now_us + e->config.feed_delay_us;

@@ -1,7 +1,6 @@
 #include "fabric/shm.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -14,6 +13,7 @@
 #include "fabric/shm_link.h"
 #include "failpoint.h"
 #include "plant.h"
+#include "prompt.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -229,7 +229,7 @@ static bool await_calm(const struct shm *s, const struct shm_link *link, uint64_
         }
         if (shm_link_dead(link)) return true;
         if (wait_ns != UINT64_MAX && now_ns() - start >= wait_ns) return false;
-        sched_yield(); /* it may be waiting for this very processor */
+        nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL); /* it may be waiting for this very processor, which is not yielded to all */
     }
 }
 
@@ -327,7 +327,9 @@ const struct fabric_host shm_host = {.memory = host_memory,
 uint32_t shm_drain(struct shm *s) {
     uint8_t rings[256];
     if (recv(s->bell, rings, sizeof rings, 0) < 0) CHECK(errno == EAGAIN);
-    return atomic_exchange(&s->newly_dead, 0);
+    uint32_t dead = atomic_exchange(&s->newly_dead, 0);
+    if (dead != 0) prompt_thread(0, PROMPT_SOON); /* put in front to hear of it; see wait_for_death() */
+    return dead;
 }
 
 struct shm_counters shm_counters(const struct shm *s) { return s->counters; }

@@ -136,6 +136,7 @@ int shm_enter(struct shm *s) {
         return -1;
     }
     s->entered = true;
+    atomic_store(&s->thread, (int32_t)gettid());
     s->enterer = pthread_self();
     return 0;
 }
@@ -299,9 +300,11 @@ void shm_ring(int doorbell) {
 }
 
 static void *wait_for_death(void *argument) {
-    prompt_thread(PROMPT_NOW);
     struct shm_link *link = argument;
+    prompt_thread(0, PROMPT_SOON);
     if (shm_notice_wait(link->control, link->shm->config.self, &link->notice_stop)) {
+        int32_t thread = atomic_load(&link->shm->thread);
+        if (thread != 0 && tgkill(getpid(), thread, 0) == 0) prompt_thread(thread, PROMPT_NOW); /* until it has seen why */
         atomic_store(&link->dead, true);
         atomic_fetch_or(&link->shm->newly_dead, 1u << link->peer);
         shm_ring(link->shm->fds.doorbell);

@@ -74,6 +74,7 @@ struct shm {
     enum shm_fence fence_kind;
     bool entered;
     pthread_t enterer;
+    _Atomic int32_t thread; /* the same, as the scheduler calls it; 0: nobody has entered */
     _Atomic(struct shm_link *) links[FABRIC_NODES_MAX];
     _Atomic(struct shm_link *) retired;
     _Atomic uint32_t newly_dead;

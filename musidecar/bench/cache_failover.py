@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musidecar.bench import plot, table
+from musidecar.bench.failover import new_leader
 from musidecar.bench.table import Figure, percentile
 from musidecar.protocols.memcached.connection import Connection
 from musidecar.protocols.server import Address, BackendError
@@ -83,16 +84,15 @@ def _kill_once(bed: Testbed, writers: list[Writer], chance: random.Random) -> fl
     for writer in writers:
         writer.acks.clear()
     signal_ns = bed.kill(leader)
-    bed.wait_status("another node leads", lambda s: s.leader not in (None, leader.id) and s.term > before.term)
-    took_over_ns = 0
+    after = new_leader(bed, leader.id, before.term)
+    served_ns = after[after.leader or ""].moment_us("served_us") * 1000
 
-    def acknowledged() -> bool:
-        nonlocal took_over_ns
-        firsts = [at for w in writers for at, node in list(w.acks) if node != index and at > signal_ns]
-        took_over_ns = min(firsts, default=0)
-        return bool(firsts)
+    def acknowledged() -> list[int]:
+        """What the dead one acknowledged is older."""
+        return [at for w in writers for at, node in list(w.acks) if node != index and at > served_ns]
 
-    wait_until("another node answers", acknowledged, BACK_S)
+    wait_until("another node answers", lambda: bool(acknowledged()), BACK_S)
+    took_over_ns = min(acknowledged())
     bed.start_again(leader)
     bed.wait_status("it counts again", _whole, BACK_S)
     return (took_over_ns - signal_ns) / 1e6

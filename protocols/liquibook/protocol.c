@@ -112,6 +112,7 @@ const struct protocol liquibook_protocol = {
     .name = "liquibook",
     .ping = "PING\n",
     .full = "REJECT full too many connections\nEND\n",
+    .takes_its_time = true,
     .item_bytes = sizeof(struct verdict),
     .request = request,
     .rewrite = rewrite,

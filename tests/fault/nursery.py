@@ -89,9 +89,13 @@ class Cradle(Testbed):
     """A cluster whose nodes a nursery forks. `launch()` returns at once, `wait_ready()` waits."""
 
     def __init__(
-        self, nursery: Nursery, nodes: int = 3, settings: Mapping[str, Mapping[str, int | str]] | None = None
+        self,
+        nursery: Nursery,
+        nodes: int = 3,
+        settings: Mapping[str, Mapping[str, int | str]] | None = None,
+        backend: str = "redis",
     ) -> None:
-        super().__init__(nodes)
+        super().__init__(nodes, backend)
         self.nursery = nursery
         self.settings = settings or {}
         self.pids: dict[int, int] = {}  # node -> its sidecar
@@ -106,7 +110,9 @@ class Cradle(Testbed):
 
     def configure(self) -> None:
         """Writes the configuration."""
-        self._local = Local(self.dir, nodes=self.count, port=self.port, settings=self.settings)
+        self._local = Local(
+            self.dir, nodes=self.count, port=self.port, backend=self.backend_name, settings=self.settings
+        )
 
     def launch(self) -> None:
         """Forks all nodes."""

@@ -6,6 +6,7 @@ import contextlib
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from musidecar.protocols.liquibook.driver import Connection
 from musidecar.testbed import ClusterStatus, NodeStatus, Testbed, musidecar, wait_until
 from tests.fault.cluster import a_follower_of, another_serves, leader_of
+from tests.fault.nursery import Cradle, Nursery
 
 TIMEOUT_S = 20.0
 TRADERS = 4
@@ -185,6 +187,25 @@ def test_every_node_is_the_exchange(bed: Testbed) -> None:
     written = bed.status()[status.leader or ""].more["writes"]
     assert written == 2, "what is malformed was logged"
     same_everywhere(bed)
+
+
+def test_a_follower_s_exchange_is_not_behind(nursery: Nursery) -> None:
+    """What is logged is collected for the others' exchanges, but not while they have nothing to do."""
+    delay_us = 500_000
+    with Cradle(nursery, 3, {"timing": {"feed_delay_us": delay_us}}, "liquibook") as bed:
+        status = bed.status()
+        text, exchange = Text(leader_of(status).client_address), Path(a_follower_of(status).backend)
+        took_s = []
+        for number in range(5):
+            text.ask(f"BUY alice a{number} AAPL 1 100")
+            answered_s = time.monotonic()
+            with Connection(exchange, TIMEOUT_S) as own:
+                wait_until(
+                    "it has it", lambda o=own, n=number: int(o.ask("STATE")[0].split(" ")[3]) == n + 1, TIMEOUT_S
+                )  # type: ignore[misc]
+            took_s.append(time.monotonic() - answered_s)
+        text.close()
+    assert min(took_s) < delay_us / 1e6 / 4, took_s
 
 
 def play(bed: Testbed, failovers: int) -> None:

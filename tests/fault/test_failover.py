@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+from pathlib import Path
 
 import pytest
 
 from musidecar.bench.failover import Run as Outcome
-from musidecar.bench.failover import await_traffic, check_data, one_hang, one_kill
+from musidecar.bench.failover import await_traffic, check_data, new_leader, one_hang, one_kill
 from musidecar.testbed import Testbed, is_alive, wait_until
 from musidecar.workload import Load, spread
 from tests.fault.cluster import a_follower_of, assert_same_data, leader_of
@@ -28,6 +29,24 @@ def test_killing_the_sidecar_kills_its_redis(bed: Testbed) -> None:
     leader = leader_of(bed.status())
     bed.kill(leader)
     wait_until("the backend is gone with its sidecar", lambda: not is_alive(leader.backend_pid), 10)
+
+
+def _scheduled(pid: int) -> set[tuple[int, int]]:
+    """(policy, nice) of its threads."""
+    return {
+        (os.sched_getscheduler(task) & ~os.SCHED_RESET_ON_FORK, os.getpriority(os.PRIO_PROCESS, task))
+        for task in (int(each.name) for each in Path(f"/proc/{pid}/task").iterdir())
+    }
+
+
+def test_nobody_is_in_front_of_all_else_once_a_takeover_is_over(bed: Testbed) -> None:
+    """prompt.h: in a take-over they are, the backend of the one that takes over included."""
+    before = bed.status()
+    bed.kill(leader_of(before))
+    after = new_leader(bed, leader_of(before).id, before.term)
+    pids = [pid for node in after.alive for pid in (node.pid, node.backend_pid)]
+    usual = {(os.SCHED_OTHER, 0)}
+    wait_until("all run as ever", lambda: all(_scheduled(pid) == usual for pid in pids), 10)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -3,6 +3,7 @@ and killed ones: tests/fault/test_shm_processes.py."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,23 @@ def mappings() -> int:
     return Path("/proc/self/maps").read_text().count("musidecar-")
 
 
+def policy() -> int:
+    """How the calling thread is scheduled."""
+    return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+
+
+def may_be_first() -> bool:
+    """Whether this process has the right to SCHED_RR."""
+
+    def tries() -> int:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        return policy()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(tries).result() == os.SCHED_RR
+
+
 class TestLife:
     def test_nothing_is_left_behind(self) -> None:
         ShmCluster(3).close()
@@ -166,6 +185,30 @@ class TestLife:
         assert wait_for_dead(c.shm[0]) == 1 << 1
         lib.shm_free(again)
         c.close()
+
+    @pytest.mark.skipif(not may_be_first(), reason="no right to SCHED_RR")
+    def test_whoever_is_to_hear_of_a_death_is_put_in_front_until_it_has(self) -> None:
+        a, b = new_shm(0, 2), new_shm(1, 2)
+        attach(a, b, 1)
+        entered, policies = threading.Event(), []
+
+        def loop() -> None:
+            lib.shm_enter(a)
+            entered.set()
+            select.select([lib.shm_wait_fd(a)], [], [], 30)
+            policies.append(policy())
+            lib.shm_drain(a)
+            policies.append(policy())
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        entered.wait(30)
+        assert lib.shm_open_link(a, 1) == 0
+        assert lib.shm_enter(b) == 0
+        lib.shm_free(b)
+        thread.join(30)
+        assert policies == [os.SCHED_RR, os.SCHED_OTHER]
+        lib.shm_free(a)
 
     def test_a_new_incarnation_takes_the_place_of_the_dead(self) -> None:
         c = ShmCluster(3)
