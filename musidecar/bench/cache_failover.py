@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musidecar.bench import plot, table
-from musidecar.bench.failover import new_leader
+from musidecar.bench.failover import again_and_again, new_leader, whole
 from musidecar.bench.table import Figure, percentile
 from musidecar.protocols.memcached.connection import Connection
 from musidecar.protocols.server import Address, BackendError
-from musidecar.testbed import ClusterStatus, NodeStatus, Testbed, TestbedError, wait_until
+from musidecar.testbed import NodeStatus, Testbed, wait_until
 
 WRITERS_EACH = 2  # connections at each node
 KEYS_EACH = 2000
@@ -64,11 +64,6 @@ class Writer:
         self.counted += 1
 
 
-def _whole(status: ClusterStatus) -> bool:
-    here = all(node.role in ("leader", "follower") and node.more["serving"] for node in status.nodes)
-    return status.leader is not None and here
-
-
 def _address(node: NodeStatus) -> Address:
     host, port = node.client_address
     return Address(host=host, port=port)
@@ -78,7 +73,7 @@ def _kill_once(bed: Testbed, writers: list[Writer], chance: random.Random) -> fl
     """Milliseconds to the first acknowledgement by another node."""
     wanted = len([ack for w in writers for ack in w.acks]) + STEADY_WRITES + chance.randrange(STEADY_WRITES)
     wait_until("writes flow", lambda: sum(len(w.acks) for w in writers) >= wanted, BACK_S)
-    before = bed.wait_status("a leader", _whole, BACK_S)
+    before = bed.wait_status("a leader", whole, BACK_S)
     leader = before[before.leader or ""]
     index = before.nodes.index(leader)
     for writer in writers:
@@ -94,7 +89,7 @@ def _kill_once(bed: Testbed, writers: list[Writer], chance: random.Random) -> fl
     wait_until("another node answers", lambda: bool(acknowledged()), BACK_S)
     took_over_ns = min(acknowledged())
     bed.start_again(leader)
-    bed.wait_status("it counts again", _whole, BACK_S)
+    bed.wait_status("it counts again", whole, BACK_S)
     return (took_over_ns - signal_ns) / 1e6
 
 
@@ -121,7 +116,6 @@ def _lost(reader: Address, writers: list[Writer]) -> tuple[int, int]:
 def run(runs: int, out: Path, seed: int) -> int:
     """Runs, prints, returns the exit code: 1 when anything was lost or counted wrongly."""
     console, chance = table.console(), random.Random(seed)
-    times: list[float] = []
     with Testbed(backend="memcached") as bed:
         nodes = [_address(node) for node in bed.status().nodes]
         writers = [Writer(i, nodes) for i in range(WRITERS_EACH * len(nodes))]
@@ -132,17 +126,12 @@ def run(runs: int, out: Path, seed: int) -> int:
         threads = [threading.Thread(target=writer.run, args=(ended,), daemon=True) for writer in writers]
         for thread in threads:
             thread.start()
-        try:
-            for number in range(runs):
-                times.append(_kill_once(bed, writers, chance))
-                console.print(f"run {number + 1:3d}: client {times[-1]:7.3f} ms", highlight=False)
-        except (TestbedError, TimeoutError) as error:
-            console.print(f"run {len(times) + 1}: {error}", style="red", markup=False, highlight=False)
+        times = again_and_again(runs, lambda: _kill_once(bed, writers, chance), console)
+        ended.set()
+        for thread in threads:
+            thread.join(TIMEOUT_S * 2)
+        if len(times) < runs:
             return 1
-        finally:
-            ended.set()
-            for thread in threads:
-                thread.join(TIMEOUT_S * 2)
         found = [_lost(node, writers) for node in nodes]
     figures = [Figure("signal to first STORED elsewhere, p50", percentile(times, 0.5), "ms", at_most=1.5),
                Figure("signal to first STORED elsewhere, p99", percentile(times, 0.99), "ms"),

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from musidecar import exchange_load as load
 from musidecar.bench import plot, table
-from musidecar.bench.failover import new_leader
+from musidecar.bench.failover import again_and_again, new_leader, whole
 from musidecar.bench.table import Figure, percentile
 from musidecar.exchange_demo import requests
 from musidecar.exchange_load import Trader, Traders
 from musidecar.protocols.liquibook.backend import SYMBOLS
 from musidecar.protocols.liquibook.driver import Connection
-from musidecar.testbed import ClusterStatus, Testbed, TestbedError, wait_until
+from musidecar.testbed import Testbed, wait_until
 
 TRADERS_EACH = 2  # at each node
 STEADY_ORDERS = 300  # answered before the next signal, and after it
@@ -26,14 +26,9 @@ BUSY_PAUSE_S = 0.0005  # between those of a trader when a leader is killed: else
 IDLE_PAUSE_S = 0.02  # between the orders of a trader while a node comes back: all of them are kept, to be judged
 
 
-def _whole(status: ClusterStatus) -> bool:
-    here = all(node.role in ("leader", "follower") and node.more["serving"] for node in status.nodes)
-    return status.leader is not None and here
-
-
 def _kill_once(bed: Testbed, traders: Traders, chance: random.Random) -> float:
     """Milliseconds to the first answer of the new leader's term."""
-    before = bed.wait_status("a leader", _whole, BACK_S)
+    before = bed.wait_status("a leader", whole, BACK_S)
     leader = before[before.leader or ""]
     index = before.nodes.index(leader)
     for trader in traders.all:
@@ -53,7 +48,7 @@ def _kill_once(bed: Testbed, traders: Traders, chance: random.Random) -> float:
     served_ns = after[after.leader or ""].moment_us("served_us") * 1000
     first_ns = min(at for at in answers() if at > served_ns)  # what the dead one answered is older
     bed.start_again(leader)
-    bed.wait_status("it counts again", _whole, BACK_S)
+    bed.wait_status("it counts again", whole, BACK_S)
     return (first_ns - signal_ns) / 1e6
 
 
@@ -64,7 +59,7 @@ def _wait_applied(own: Connection, commit: int) -> None:
 def _differences(bed: Testbed, traders: Traders) -> list[str]:
     """Of each node's exchange from one that never failed."""
     found = []
-    for node in bed.wait_status("all nodes are there", _whole, BACK_S).nodes:
+    for node in bed.wait_status("all nodes are there", whole, BACK_S).nodes:
         with Connection(Path(node.backend), BACK_S) as own:
             _wait_applied(own, node.commit)
             found += [f"node {node.id}: {text}" for text in load.same_as_one(traders.all, SYMBOLS, own)]
@@ -75,7 +70,6 @@ def run(runs: int, out: Path, seed: int) -> int:
     """Runs, prints, returns the exit code: 1 when anything was lost or done twice."""
     gc.disable()  # all answers are kept: to look through them would take milliseconds from what is measured
     console, chance = table.console(), random.Random(seed)
-    times: list[float] = []
     with Testbed(backend="liquibook") as bed:
         nodes = [load.address(node.client_address) for node in bed.status().nodes]
         each = [
@@ -83,13 +77,9 @@ def run(runs: int, out: Path, seed: int) -> int:
             for number, name in enumerate(f"{chr(ord('a') + i)}trader" for i in range(TRADERS_EACH * len(nodes)))
         ]
         with Traders(each) as traders:
-            try:
-                for number in range(runs):
-                    times.append(_kill_once(bed, traders, chance))
-                    console.print(f"run {number + 1:3d}: client {times[-1]:7.3f} ms", highlight=False)
-            except (TestbedError, TimeoutError) as error:
-                console.print(f"run {len(times) + 1}: {error}", style="red", markup=False, highlight=False)
-                return 1
+            times = again_and_again(runs, lambda: _kill_once(bed, traders, chance), console)
+        if len(times) < runs:
+            return 1
         traders.join()
         differences = _differences(bed, traders)
     name = "signal to next answered order"

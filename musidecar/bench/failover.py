@@ -10,7 +10,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,24 @@ def new_leader(bed: Testbed, old: str, term: int) -> ClusterStatus:
         return bool(status[status.leader or ""].moment_us("served_us"))
 
     return bed.wait_status("another node leads and serves", led)
+
+
+def whole(status: ClusterStatus) -> bool:
+    """There is a leader, and all nodes serve."""
+    here = all(node.role in ("leader", "follower") and node.more["serving"] for node in status.nodes)
+    return status.leader is not None and here
+
+
+def again_and_again(runs: int, kill_once: Callable[[], float], console: Console) -> list[float]:
+    """Milliseconds of each kill in one cluster. When one fails that is said, and the rest not done."""
+    times: list[float] = []
+    try:
+        for number in range(runs):
+            times.append(kill_once())
+            console.print(f"run {number + 1:3d}: client {times[-1]:7.3f} ms", highlight=False)
+    except (TestbedError, TimeoutError) as error:
+        console.print(f"run {len(times) + 1}: {error}", style="red", markup=False, highlight=False)
+    return times
 
 
 def stages_ms(leader: NodeStatus, signal_ns: int) -> dict[str, float]:

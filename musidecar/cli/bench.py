@@ -86,6 +86,20 @@ def proxy(rounds: int, seconds: float, backend: str, only: tuple[str, ...], seed
     sys.exit(proxy.run(rounds=rounds, seconds=seconds, out=out, backend=backend, only=only, seed=seed))
 
 
+@verb.command("herd")
+@click.option("--binary", metavar="PATH", required=True, help="HERD's own program.")
+@click.option("--workers", type=click.IntRange(1), default=12, show_default=True, help="How many it was built with.")
+@click.option("--count", type=click.IntRange(10), default=2000, show_default=True, help="Of PUTs, and of GETs.")
+@_out
+def herd(binary: str, workers: int, count: int, out: Path) -> None:
+    """What a sidecar adds to a HERD's PUT and GET, beside a client of HERD's own."""
+    from musidecar.bench import herd
+    from musidecar.local import check_server
+
+    check_server("herd")
+    sys.exit(herd.run(binary=binary, workers=workers, count=count, out=out))
+
+
 @verb.command("reads")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of both ways.")
 @click.option("--seconds", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Of each measurement.")
