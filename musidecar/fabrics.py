@@ -86,6 +86,7 @@ class ShmFabric(Fabric):
             "background_bytes": lib.replica_background_bytes(),
             "hazard_us": config.timing.hazard_us,
             "force_fence": 0,
+            "hurries": 1,
         }
         self.shm = lib.shm_new(ffi.new("struct shm_config *", settings))
         if self.shm == ffi.NULL:

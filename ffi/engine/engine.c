@@ -40,13 +40,17 @@ static void backend_hurry(struct engine *e) {
     e->unhurried.flags |= PROMPT_OURS; /* only the privileged may take it back */
 }
 
+static void hurry(struct engine *e, bool now) {
+    prompt_thread(0, now ? PROMPT_NOW : PROMPT_SOON);
+    e->hurried = now;
+}
+
 /* Everybody waits for a take-over. In steady service a larger share costs a fifth of the throughput: the backend is
  * interrupted for every request instead of every few. */
 static void promptness(struct engine *e) {
-    bool hurry = e->now_us < e->quiet_until_us;
-    if (hurry != e->hurried) prompt_thread(0, hurry ? PROMPT_NOW : PROMPT_SOON);
-    e->hurried = hurry;
-    bool elected = hurry && e->takeover != TAKE_IDLE;
+    bool now = e->now_us < e->quiet_until_us;
+    if (now != e->hurried) hurry(e, now);
+    bool elected = now && e->takeover != TAKE_IDLE;
     if (elected == e->backend_hurried) return;
     e->backend_hurried = elected;
     backend_hurry(e);
@@ -57,7 +61,7 @@ static void peers_dead(struct engine *e, uint32_t mask) {
         if (!(mask & (1u << i)) || i == e->self) continue;
         engine_log(e, 30, "node %u is dead", i + 1);
         if (link_leader(e) == i) e->quiet_until_us = e->now_us + QUIET_US;
-        e->hurried = false; /* by whoever told of this */
+        hurry(e, e->now_us < e->quiet_until_us); /* as the fabric may have had it do, to hear of this */
         promptness(e);
         replica_peer_down(e->replica, i, e->now_us);
         link_lost(e, i);

@@ -13,7 +13,6 @@
 #include "fabric/shm_link.h"
 #include "failpoint.h"
 #include "plant.h"
-#include "prompt.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -327,9 +326,7 @@ const struct fabric_host shm_host = {.memory = host_memory,
 uint32_t shm_drain(struct shm *s) {
     uint8_t rings[256];
     if (recv(s->bell, rings, sizeof rings, 0) < 0) CHECK(errno == EAGAIN);
-    uint32_t dead = atomic_exchange(&s->newly_dead, 0);
-    if (dead != 0) prompt_thread(0, PROMPT_SOON); /* put in front to hear of it; see wait_for_death() */
-    return dead;
+    return atomic_exchange(&s->newly_dead, 0);
 }
 
 struct shm_counters shm_counters(const struct shm *s) { return s->counters; }

@@ -20,6 +20,7 @@ struct shm_config {
     uint64_t log_bytes, background_bytes;
     uint32_t hazard_us;     /* how long a revocation waits for a writer in mid-write before it fences hard */
     uint32_t force_fence;   /* 0: the best that works here; else enum shm_fence */
+    uint32_t hurries;       /* whoever entered is put in front of all else (prompt.h) when a peer dies; he ends that himself */
 };
 
 struct shm;

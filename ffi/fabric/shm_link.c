@@ -304,7 +304,7 @@ static void *wait_for_death(void *argument) {
     prompt_thread(0, PROMPT_SOON);
     if (shm_notice_wait(link->control, link->shm->config.self, &link->notice_stop)) {
         int32_t thread = atomic_load(&link->shm->thread);
-        if (thread != 0 && tgkill(getpid(), thread, 0) == 0) prompt_thread(thread, PROMPT_NOW); /* until it has seen why */
+        if (link->shm->config.hurries && thread != 0 && tgkill(getpid(), thread, 0) == 0) prompt_thread(thread, PROMPT_NOW);
         atomic_store(&link->dead, true);
         atomic_fetch_or(&link->shm->newly_dead, 1u << link->peer);
         shm_ring(link->shm->fds.doorbell);
