@@ -1,3 +1,5 @@
+"""A replicated counter. In three terminals: python counter.py cluster.toml 1 (2, 3); then type numbers anywhere."""
+
 import sys
 
 from musidecar.api import Replica

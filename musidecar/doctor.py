@@ -8,6 +8,7 @@ import re
 import resource
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ def _system(limits: Limits, nodes: int) -> Iterator[Check]:
     yield Check("system", "ok", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs")
     yield _shared_memory()
     yield _fence()
+    yield _priority()
     yield _memory(limits, nodes)
     yield _open_files(limits)
     yield from _kernel_settings()
@@ -101,6 +103,28 @@ def _fence() -> Check:
         f"userfaultfd is not usable here ({reason}): a writer stopped in mid-write is killed instead",
         "allow userfaultfd in the container's seccomp profile, or: sysctl vm.unprivileged_userfaultfd=1",
     )
+
+
+def _priority() -> Check:
+    """Whether a take-over may run in front of all else (ffi/prompt.h)."""
+    with ThreadPoolExecutor(1) as thread:  # what is tried is tried on one that ends
+        may = thread.submit(_hurries).result()
+    if may:
+        return Check("priority", "ok", "a take-over runs in front of all else")
+    return Check(
+        "priority",
+        "note",
+        "no right to SCHED_RR: on a busy host a take-over waits for its turn, mostly a millisecond or two",
+        "LimitRTPRIO=1 in the service's unit, or CAP_SYS_NICE",
+    )
+
+
+def _hurries() -> bool:
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:
+        return False
+    return True
 
 
 def _memory(limits: Limits, nodes: int) -> Check:

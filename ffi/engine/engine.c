@@ -29,7 +29,7 @@ uint64_t clock_ns(void) {
 
 /* ---- the loop --------------------------------------------------------------------------------------------------------------- */
 
-/* Who takes over waits for its backend, which gets the larger share if this process started it. Not before: the others'
+/* Who takes over waits for its backend, which is put in front, too, if this process started it. Not before: the others'
  * permission is waited for first, and they may share its processor. */
 static void backend_hurry(struct engine *e) {
     if (e->hurried_child != 0) (void)prompt_write(e->hurried_child, &e->unhurried);
@@ -45,7 +45,7 @@ static void hurry(struct engine *e, bool now) {
     e->hurried = now;
 }
 
-/* Everybody waits for a take-over. In steady service a larger share costs a fifth of the throughput: the backend is
+/* Everybody waits for a take-over. In steady service to be in front costs a fifth of the throughput: the backend is
  * interrupted for every request instead of every few. */
 static void promptness(struct engine *e) {
     bool now = e->now_us < e->quiet_until_us;

@@ -228,7 +228,7 @@ struct engine {
     uint64_t now_us, now_ns, tick_us, tick_cpu_us, busy_until_us;
     uint64_t quiet_until_us; /* until then the control plane is left asleep */
     bool untold;             /* it has events to read */
-    bool hurried;            /* this thread has the larger share ... */
+    bool hurried;            /* this thread is in front (prompt.h) ... */
     bool backend_hurried;    /* ... and so has the backend, or would have */
     int32_t hurried_child;   /* its process, 0: not so; ... */
     struct prompt_attributes unhurried; /* ... and how it ran before */

@@ -149,7 +149,7 @@ def test_a_copy_made_while_writes_go_on_and_the_log_from_its_beginning_are_the_s
     assert began <= got.offset <= got.foot["given"] <= until + 1 and got.foot["given"] > got.offset  # it was written
     replay(b.address, log.records[got.offset :])
     count, found = differences({"a": a.address, "b": b.address})
-    assert not found and count > 20  # a flush may have been the last but few
+    assert not found and (count > 20 or b"flush_all" in log.records[-4 * KEYS :])
 
 
 def test_a_copy_alone_is_not_the_data_of_its_end(pair: tuple[Server, Server], tmp_path: Path) -> None:
