@@ -170,7 +170,7 @@ class _Demo:
         self.say("counts once it has both.")
         began, start = time.monotonic(), load.counts()
         self.bed.start_again(dead)
-        whole = self.bed.wait_status(f"node {dead.id} counts again", lambda s: _is_well(s[dead.id]), REJOIN_S)
+        whole = self.bed.wait_status(f"node {dead.id} counts again", lambda s: s[dead.id].is_well, REJOIN_S)
         took_s, written = time.monotonic() - began, sum(load.counts()) - sum(start)
         client = self.bed.reader(whole[dead.id])
         through = sum(client.incr("demo:through the node that came back") == i + 1 for i in range(THROUGH))
@@ -217,10 +217,6 @@ class _Demo:
         self.say("Not shown: the log of this version lives in this host's memory; it survives the death of processes, "
                  "not of the host.", style="dim")
         return 0 if all(check.held for check in checks) else 1
-
-
-def _is_well(node: NodeStatus) -> bool:
-    return node.role in ("leader", "follower") and bool(node.more["serving"])
 
 
 class _Show:

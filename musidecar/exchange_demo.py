@@ -20,7 +20,7 @@ from musidecar.exchange_load import Event, Trader, Traders
 from musidecar.protocols.liquibook.backend import SYMBOLS
 from musidecar.protocols.liquibook.driver import Connection
 from musidecar.protocols.server import BackendError
-from musidecar.testbed import ClusterStatus, NodeStatus, Testbed, TestbedError
+from musidecar.testbed import ClusterStatus, Testbed, TestbedError
 
 ORDERS = 2000  # of each trader
 PAUSE_S = 0.001
@@ -121,7 +121,7 @@ class _Demo:
         self.say(f"[bold]Node {self.leader.id} is started again[/], empty, and gets the books from another node.")
         began = time.monotonic()
         self.bed.start_again(self.leader)
-        whole = self.bed.wait_status("it counts again", _is_whole, REJOIN_S)
+        whole = self.bed.wait_status("it counts again", lambda s: s.is_whole, REJOIN_S)
         self.check(f"node {self.leader.id} came back", True, f"after {time.monotonic() - began:.1f} s")
         self._judge(whole)
         return self._verdict()
@@ -228,11 +228,3 @@ class _Demo:
         self.say("[dim]Not shown: the log lives in this host's memory; it survives the death of processes, not of the "
                  "host.[/]")  # fmt: skip
         return 0 if all(held for _, held, _ in self.checks) else 1
-
-
-def _is_whole(status: ClusterStatus) -> bool:
-    return status.leader is not None and all(_is_well(node) for node in status.nodes)
-
-
-def _is_well(node: NodeStatus) -> bool:
-    return node.role in ("leader", "follower") and bool(node.more["serving"])

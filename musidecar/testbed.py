@@ -66,6 +66,11 @@ class NodeStatus:
         host, _, port = self.client.rpartition(":")
         return host, int(port)
 
+    @property
+    def is_well(self) -> bool:
+        """It leads or follows, and clients are served."""
+        return self.role in ("leader", "follower") and bool(self.more["serving"])
+
     def moment_us(self, name: str) -> int:
         """A stage of this node's last take-over, microseconds of CLOCK_MONOTONIC; 0 when it has none."""
         return int((self.more.get("takeover") or {}).get(name) or 0)
@@ -86,6 +91,11 @@ class ClusterStatus:
     def followers(self) -> list[NodeStatus]:
         """Nodes that follow at the moment."""
         return [n for n in self.nodes if n.role == "follower"]
+
+    @property
+    def is_whole(self) -> bool:
+        """There is a leader, and all nodes are well."""
+        return self.leader is not None and all(node.is_well for node in self.nodes)
 
     @property
     def alive(self) -> list[NodeStatus]:

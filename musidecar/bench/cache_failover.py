@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musidecar.bench import plot, table
-from musidecar.bench.failover import again_and_again, new_leader, whole
+from musidecar.bench.failover import again_and_again, new_leader
 from musidecar.bench.table import Figure, percentile
 from musidecar.protocols.memcached.connection import Connection
 from musidecar.protocols.server import Address, BackendError
@@ -73,7 +73,7 @@ def _kill_once(bed: Testbed, writers: list[Writer], chance: random.Random) -> fl
     """Milliseconds to the first acknowledgement by another node."""
     wanted = len([ack for w in writers for ack in w.acks]) + STEADY_WRITES + chance.randrange(STEADY_WRITES)
     wait_until("writes flow", lambda: sum(len(w.acks) for w in writers) >= wanted, BACK_S)
-    before = bed.wait_status("a leader", whole, BACK_S)
+    before = bed.wait_status("a leader", lambda s: s.is_whole, BACK_S)
     leader = before[before.leader or ""]
     index = before.nodes.index(leader)
     for writer in writers:
@@ -89,7 +89,7 @@ def _kill_once(bed: Testbed, writers: list[Writer], chance: random.Random) -> fl
     wait_until("another node answers", lambda: bool(acknowledged()), BACK_S)
     took_over_ns = min(acknowledged())
     bed.start_again(leader)
-    bed.wait_status("it counts again", whole, BACK_S)
+    bed.wait_status("it counts again", lambda s: s.is_whole, BACK_S)
     return (took_over_ns - signal_ns) / 1e6
 
 

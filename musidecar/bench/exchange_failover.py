@@ -11,7 +11,7 @@ from pathlib import Path
 
 from musidecar import exchange_load as load
 from musidecar.bench import plot, table
-from musidecar.bench.failover import again_and_again, new_leader, whole
+from musidecar.bench.failover import again_and_again, new_leader
 from musidecar.bench.table import Figure, percentile
 from musidecar.exchange_demo import requests
 from musidecar.exchange_load import Trader, Traders
@@ -28,7 +28,7 @@ IDLE_PAUSE_S = 0.02  # between the orders of a trader while a node comes back: a
 
 def _kill_once(bed: Testbed, traders: Traders, chance: random.Random) -> float:
     """Milliseconds to the first answer of the new leader's term."""
-    before = bed.wait_status("a leader", whole, BACK_S)
+    before = bed.wait_status("a leader", lambda s: s.is_whole, BACK_S)
     leader = before[before.leader or ""]
     index = before.nodes.index(leader)
     for trader in traders.all:
@@ -48,7 +48,7 @@ def _kill_once(bed: Testbed, traders: Traders, chance: random.Random) -> float:
     served_ns = after[after.leader or ""].moment_us("served_us") * 1000
     first_ns = min(at for at in answers() if at > served_ns)  # what the dead one answered is older
     bed.start_again(leader)
-    bed.wait_status("it counts again", whole, BACK_S)
+    bed.wait_status("it counts again", lambda s: s.is_whole, BACK_S)
     return (first_ns - signal_ns) / 1e6
 
 
@@ -59,7 +59,7 @@ def _wait_applied(own: Connection, commit: int) -> None:
 def _differences(bed: Testbed, traders: Traders) -> list[str]:
     """Of each node's exchange from one that never failed."""
     found = []
-    for node in bed.wait_status("all nodes are there", whole, BACK_S).nodes:
+    for node in bed.wait_status("all nodes are there", lambda s: s.is_whole, BACK_S).nodes:
         with Connection(Path(node.backend), BACK_S) as own:
             _wait_applied(own, node.commit)
             found += [f"node {node.id}: {text}" for text in load.same_as_one(traders.all, SYMBOLS, own)]

@@ -96,12 +96,6 @@ def new_leader(bed: Testbed, old: str, term: int) -> ClusterStatus:
     return bed.wait_status("another node leads and serves", led)
 
 
-def whole(status: ClusterStatus) -> bool:
-    """There is a leader, and all nodes serve."""
-    here = all(node.role in ("leader", "follower") and node.more["serving"] for node in status.nodes)
-    return status.leader is not None and here
-
-
 def again_and_again(runs: int, kill_once: Callable[[], float], console: Console) -> list[float]:
     """Milliseconds of each kill in one cluster. When one fails that is said, and the rest not done."""
     times: list[float] = []

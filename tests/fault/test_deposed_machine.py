@@ -16,14 +16,14 @@ from musidecar.testbed import Testbed, TestbedError, wait_until
 from tests.fault import plants
 from tests.fault.log_view import COMMAND, NOOP, LogView, Record, committed_point, permission_requests
 from tests.fault.memcached_load import assert_same, backends, client_of, read
-from tests.fault.test_memcached import is_well, leader_of
+from tests.fault.test_memcached import leader_of
 
 LONG_S, SHORT_S = 30.0, 1.0
 TRIES = 20
 
 
 def all_serve(bed: Testbed) -> None:
-    bed.wait_status("all serve", lambda s: all(is_well(node) for node in s.nodes), LONG_S)
+    bed.wait_status("all serve", lambda s: all(node.is_well for node in s.nodes), LONG_S)
 
 
 def deposed_in_one_step(bed: Testbed) -> bool:

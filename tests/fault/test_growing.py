@@ -41,7 +41,7 @@ def complete(wanted: set[int]) -> object:
 
     def test(status: ClusterStatus) -> bool:
         nodes = [node for node in status.nodes if int(node.id) in wanted]
-        ready = [node.role in ("leader", "follower") and bool(node.more["serving"]) for node in nodes]
+        ready = [node.is_well for node in nodes]
         if status.leader is None or members(status) != wanted or not all(ready):
             return False
         return set(leader_of(status).more["confirmed"]) >= wanted

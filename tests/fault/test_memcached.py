@@ -17,10 +17,6 @@ def leader_of(status: ClusterStatus) -> NodeStatus:
     return status[status.leader]
 
 
-def is_well(node: NodeStatus) -> bool:
-    return node.role in ("leader", "follower") and bool(node.more["serving"])
-
-
 def judge(bed: Testbed, load: Load) -> None:
     """Read through every node, and behind every sidecar's back."""
     assert_same(bed)
@@ -41,7 +37,7 @@ def test_a_killed_leader_under_load_and_its_return() -> None:
             )
             load.wait_for(500)
             bed.start_again(killed)
-            bed.wait_status("it counts again", lambda s: is_well(s[killed.id]), 60)
+            bed.wait_status("it counts again", lambda s: s[killed.id].is_well, 60)
             load.wait_for(500)
         assert sum(outcome.swapped for outcome in load.outcomes) > 50 and after.leader != killed.id
         judge(bed, load)
@@ -58,7 +54,7 @@ def test_a_server_that_dies_is_started_again_and_filled(role: str) -> None:
             os.kill(victim.backend_pid, signal.SIGKILL)
             bed.wait_status(
                 "another server is filled",
-                lambda s: is_well(s[victim.id]) and s[victim.id].backend_pid not in (0, victim.backend_pid),
+                lambda s: s[victim.id].is_well and s[victim.id].backend_pid not in (0, victim.backend_pid),
                 60,
             )
             load.wait_for(500)
@@ -70,13 +66,13 @@ def test_three_leaders_killed_one_after_another() -> None:
         with Load([client_of(node) for node in bed.status().nodes]) as load:
             for _ in range(3):
                 load.wait_for(300)
-                status = bed.wait_status("all are well", lambda s: s.leader and all(map(is_well, s.nodes)), 60)
+                status = bed.wait_status("all are well", lambda s: s.is_whole, 60)
                 killed = leader_of(status)
                 bed.kill(killed)
                 bed.wait_status("another leads", lambda s, k=killed.id: s.leader not in (None, k))  # type: ignore[misc]
                 load.wait_for(100)
                 bed.start_again(killed)
-            bed.wait_status("all are well", lambda s: all(map(is_well, s.nodes)), 60)
+            bed.wait_status("all are well", lambda s: all(node.is_well for node in s.nodes), 60)
         judge(bed, load)
 
 
@@ -91,7 +87,7 @@ def test_a_cluster_that_was_stopped_begins_empty_and_says_so() -> None:
             wait_until("it has ended", lambda pid=node.pid: not is_alive(pid), 20)  # type: ignore[misc]
         for node in nodes:
             bed.start_again(node)
-        bed.wait_status("all are well", lambda s: all(map(is_well, s.nodes)), 60)
+        bed.wait_status("all are well", lambda s: all(node.is_well for node in s.nodes), 60)
         with Connection(client_of(nodes[0])) as connection:
             assert connection.ask(b"get k") == b"END"
             assert connection.ask(b"set k 0 0 1\r\ny") == b"STORED"

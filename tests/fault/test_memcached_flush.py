@@ -8,7 +8,7 @@ from musidecar.protocols.memcached.connection import Connection
 from musidecar.protocols.server import Address
 from musidecar.testbed import Testbed, musidecar, wait_until
 from tests.fault.memcached_load import assert_same, client_of, read
-from tests.fault.test_memcached import is_well, leader_of
+from tests.fault.test_memcached import leader_of
 
 
 class Writer:
@@ -48,7 +48,7 @@ def test_a_follower_that_is_behind_when_it_comes_due_flushes_the_same() -> None:
                 behind = writer.count
                 wait_until("it goes on", lambda: writer.count > behind + 50, 30)
             bed.cont(late)
-        bed.wait_status("the late one is back", lambda s: is_well(s[late.id]), 60)
+        bed.wait_status("the late one is back", lambda s: s[late.id].is_well, 60)
         assert 0 < assert_same(bed) < writer.count
         assert read(leader, [b"w0", b"w%d" % (writer.count - 1)]).keys() == {b"w%d" % (writer.count - 1)}
 
@@ -64,9 +64,9 @@ def test_it_comes_under_a_leader_that_was_filled_meanwhile() -> None:
         bed.kill(first)
         second = leader_of(bed.wait_status("another leads", lambda s: s.leader not in (None, first.id)))
         bed.start_again(first)
-        bed.wait_status("the first is filled", lambda s: is_well(s[first.id]), 60)
+        bed.wait_status("the first is filled", lambda s: s[first.id].is_well, 60)
         assert musidecar("switchover", "--dir", str(bed.dir), "--to", first.id).returncode == 0
-        bed.wait_status("it leads again", lambda s: s.leader == first.id and is_well(s[second.id]), 30)
+        bed.wait_status("it leads again", lambda s: s.leader == first.id and s[second.id].is_well, 30)
         reader = client_of(first)
         assert read(reader, [b"old"]), "this took too long to show anything"
         wait_until("it is flushed", lambda: not read(reader, [b"old"]), 30)

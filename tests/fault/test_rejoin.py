@@ -26,10 +26,7 @@ REJOIN_S = 60.0  # a bound for a crowded host, not what it takes
 def rejoined(status: ClusterStatus) -> bool:
     """All are members again, in step, and serve."""
     every = sorted(node.id for node in status.nodes)
-    return all(
-        node.role in ("leader", "follower") and bool(node.more["serving"]) and sorted(node.more["members"]) == every
-        for node in status.nodes
-    )
+    return all(node.is_well and sorted(node.more["members"]) == every for node in status.nodes)
 
 
 def assert_equal(bed: Cradle) -> None:

@@ -3,7 +3,6 @@ and killed ones: tests/fault/test_shm_processes.py."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -11,12 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from musidecar import doctor
 from musidecar._ffi import ffi, lib
 from tests.unit.fabric_contract import BACKGROUND_BYTES, DONE, LOG_BYTES, REFUSED, Cluster, FabricContract
 
@@ -125,18 +124,6 @@ def policy() -> int:
     return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
 
 
-def may_be_first() -> bool:
-    """Whether this process has the right to SCHED_RR."""
-
-    def tries() -> int:
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        return policy()
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(tries).result() == os.SCHED_RR
-
-
 class TestLife:
     def test_nothing_is_left_behind(self) -> None:
         ShmCluster(3).close()
@@ -189,7 +176,7 @@ class TestLife:
         lib.shm_free(again)
         c.close()
 
-    @pytest.mark.skipif(not may_be_first(), reason="no right to SCHED_RR")
+    @pytest.mark.skipif(doctor._priority().verdict != "ok", reason="no right to SCHED_RR")
     def test_whoever_is_to_hear_of_a_death_is_put_in_front(self) -> None:
         a, b = new_shm(0, 2, hurries=1), new_shm(1, 2)
         attach(a, b, 1)
